@@ -1,0 +1,255 @@
+"""The libraries compared: how each is given a task in the way that suits it best.
+
+Each adapter takes (task, data, threads) and returns a :class:`Ready`, or raises :class:`Skipped` with the reason. The
+arrays in ``data`` must live as long as the result: not every library keeps what it points to. Frameworks are imported
+inside, so that a process holds one library alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .tasks import Array, Task, inputs
+
+Data = dict[str, Array]
+
+
+class Skipped(Exception):
+    """A library does not do this task; the message says why."""
+
+
+@dataclass
+class Ready:
+    """``call`` does the task once and returns its raw result, which ``result`` turns into a channels-first array."""
+
+    call: Callable[[], Any]
+    result: Callable[[Any], Array]
+    prepacked: bool = False
+    note: str = ""
+
+
+def _sizes(task: Task) -> dict[str, Any]:
+    c = task.case
+    sizes = {"stride": c.stride, "padding": c.padding, "dilation": c.dilation}
+    return {**sizes, "groups": c.groups} if c.op == "conv" else sizes
+
+
+# --------------------------------------------------------------------------------------------------------- fastconv
+
+
+def fastconv(task: Task, data: Data, threads: int = 1, algorithm: str = "auto") -> Ready:
+    """Convolutions forward run as plans (weights packed once) into a given array; everything else as function calls.
+
+    It uses as many threads as OMP_NUM_THREADS allows.
+    """
+    import fastconv as fc
+    from fastconv import call, grad
+    from fastconv.problem import adaptive_pool_problem, pool_problem
+
+    case, rank, last = task.case, task.case.rank, task.layout == "channels_last"
+    laid = {k: np.ascontiguousarray(np.moveaxis(a, 1, -1)) if last and k != "w" else a for k, a in data.items()}
+    back: Callable[[Array], Array] = lambda y: np.moveaxis(y, -1, 1) if last else y  # noqa: E731
+    common: dict[str, Any] = {"layout": task.layout}
+    if case.op == "conv":
+        common |= _sizes(task) | {"algorithm": algorithm}
+        if task.direction == "forward":
+            try:
+                plan = getattr(fc, f"plan_conv{rank}d")(laid["x"].shape, data["w"], **common)
+            except ValueError as error:
+                raise Skipped(str(error)) from None
+            out = np.empty(plan.output_shape, data["x"].dtype)
+            return Ready(lambda: plan(laid["x"], out=out), back, prepacked=True, note=plan.algorithm)
+        shape = task.problem.geometry.input_shape
+        if task.direction == "grad_input":
+            size = (shape[0], *shape[2:], shape[1]) if last else shape
+            work = partial(getattr(grad, f"conv{rank}d_input"), size, data["w"], laid["dy"], **common)
+        else:
+            weights = (case.filters, case.channels // case.groups, *case.kernel)
+            work = partial(getattr(grad, f"conv{rank}d_weight"), laid["x"], weights, laid["dy"], **common)
+            back = np.asarray
+        return Ready(work, back, note=fc.explain(work).chosen)
+    if algorithm == "im2col":
+        raise Skipped("pooling has no such kernel")
+    build, size, prefix = (pool_problem, case.kernel, "") if case.kernel else (adaptive_pool_problem, 1, "adaptive_")
+    common |= _sizes(task) if case.kernel else {}
+    if task.direction == "forward":
+        function = partial(getattr(fc, f"{prefix}{case.op}{rank}d"), laid["x"], size, **common)
+        y = function()
+        return Ready(partial(function, out=y) if case.kernel else function, back)
+    # What a recorded forward pass leaves for backward: compact positions of the maxima.
+    wanted = "int32" if case.op == "max_pool" else None
+    y, indices, problem = call.pool(case.op, rank, build, case.op, laid["x"], size, indices=wanted, **common)
+    saved = () if indices is None else (indices,)
+    return Ready(partial(call.pool_gradient, problem, laid["dy"], *saved, like=y, batched=True), back)
+
+
+def expected(task: Task) -> Array:
+    """The truth, by the float64 reference: the first and the last image's result, or the whole weight gradient."""
+    import fastconv as fc
+
+    data = {name: a.astype(np.float64) for name, a in inputs(task).items()}
+    if task.direction != "grad_weight":
+        data = {name: a if name == "w" else a[[0, -1]] for name, a in data.items()}
+        task = replace(task, batch=2)
+    with fc.options(algorithm="reference"):
+        ready = fastconv(task, data)
+        return ready.result(ready.call())
+
+
+# ------------------------------------------------------------------------------------------------------------ PyTorch
+
+
+def torch(task: Task, data: Data, threads: int, channels_last: bool = False) -> Ready:
+    """Eager functions, inference mode forward; gradients by autograd, from the graph of one forward pass."""
+    import torch as t
+    import torch.nn.functional as f
+
+    t.set_num_threads(threads)
+    case = task.case
+    if channels_last and case.rank == 1:
+        raise Skipped("PyTorch has no channels-last format in one dimension")
+    if task.layout == "channels_last" and not channels_last:
+        raise Skipped("measured as torch-channels-last")
+    formats = {2: t.channels_last, 3: t.channels_last_3d}
+    memory = formats[case.rank] if channels_last else t.contiguous_format
+    a = {k: t.from_numpy(v).contiguous(memory_format=memory) for k, v in data.items()}
+    if task.direction != "forward":
+        g = task.problem.geometry
+        wanted = "w" if task.direction == "grad_weight" else "x"
+        a.setdefault("x", t.zeros(g.input_shape).contiguous(memory_format=memory))
+        a[wanted].requires_grad_()
+    if case.op == "conv":
+        forward = partial(getattr(f, f"conv{case.rank}d"), a["x"], a["w"], **_sizes(task))
+    elif case.kernel:
+        sizes = _sizes(task)
+        if case.op == "avg_pool":
+            del sizes["dilation"]
+        forward = partial(getattr(f, f"{case.op}{case.rank}d"), a["x"], case.kernel, **sizes)
+    else:
+        forward = partial(getattr(f, f"adaptive_{case.op}{case.rank}d"), a["x"], 1)
+    if task.direction == "forward":
+        return Ready(t.inference_mode()(forward), lambda y: y.numpy())
+    y = forward()
+    return Ready(lambda: t.autograd.grad(y, a[wanted], a["dy"], retain_graph=True)[0], lambda dx: dx.numpy())
+
+
+# ------------------------------------------------------------------------------------------- inference engines (NCHW)
+
+
+def _forward_only(task: Task) -> None:
+    if task.direction != "forward":
+        raise Skipped("an inference engine: no gradients")
+    if task.layout != "channels_first":
+        raise Skipped("takes channels-first tensors only")
+
+
+def _onnx_model(task: Task, data: Data) -> bytes:
+    """A model of the one layer, its weights a constant."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    case, g = task.case, task.problem.geometry
+    kinds = {"conv": "Conv", "max_pool": "MaxPool", "avg_pool": "AveragePool"}
+    attributes: dict[str, Any] = {}
+    if case.kernel:
+        attributes = {"kernel_shape": case.kernel, "strides": case.stride, "pads": case.padding * 2}
+    if case.op == "conv":
+        attributes |= {"group": case.groups, "dilations": case.dilation}
+    if case.op == "avg_pool" and case.kernel:
+        attributes["count_include_pad"] = 1
+    node = helper.make_node(
+        kinds[case.op] if case.kernel else "GlobalAveragePool", ["x", "w"][: len(data)], ["y"], **attributes
+    )
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, g.input_shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, g.output_shape)
+    weights = [numpy_helper.from_array(data["w"], "w")] if "w" in data else []
+    graph = helper.make_graph([node], "layer", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def onnxruntime(task: Task, data: Data, threads: int) -> Ready:
+    """One session, input and output bound to fixed arrays: no copies and no allocation in the timed call."""
+    _forward_only(task)
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    session = ort.InferenceSession(_onnx_model(task, data), options, providers=["CPUExecutionProvider"])
+    out = np.empty(task.problem.geometry.output_shape, np.float32)
+    binding = session.io_binding()
+    for bind, name, a in ((binding.bind_input, "x", data["x"]), (binding.bind_output, "y", out)):
+        bind(name, "cpu", 0, np.float32, a.shape, a.ctypes.data)
+    return Ready(lambda: session.run_with_iobinding(binding), lambda _: out, prepacked="w" in data)
+
+
+def openvino(task: Task, data: Data, threads: int) -> Ready:
+    """One request, one stream, float32 arithmetic asked for (the default is bfloat16 where the CPU has it)."""
+    _forward_only(task)
+    import openvino as ov
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    core = ov.Core()
+    request = core.compile_model(core.read_model(_onnx_model(task, data)), "CPU", settings).create_infer_request()
+    out = np.empty(task.problem.geometry.output_shape, np.float32)
+    request.set_input_tensor(ov.Tensor(data["x"], shared_memory=True))
+    request.set_output_tensor(ov.Tensor(out, shared_memory=True))
+
+    def infer() -> None:
+        request.start_async()
+        request.wait()
+
+    return Ready(infer, lambda _: out, prepacked="w" in data)
+
+
+def ncnn(task: Task, data: Data, threads: int) -> Ready:
+    """A network of one layer, float32 throughout; its Winograd kernels are allowed."""
+    _forward_only(task)
+    if task.batch != 1:
+        raise Skipped("ncnn takes one image at a time")
+    import ncnn as nc
+
+    case = task.case
+    p = {1: (case.kernel or (1,))[0], 4: (case.padding or (0,))[0], 3: (case.stride or (1,))[0]}
+    if case.op == "conv":
+        kind = "ConvolutionDepthWise" if case.groups > 1 else "Convolution" + {1: "1D", 2: "", 3: "3D"}[case.rank]
+        p |= {0: case.filters, 2: case.dilation[0], 6: data["w"].size} | ({7: case.groups} if case.groups > 1 else {})
+    else:
+        kind = "Pooling"
+        p = {0: int(case.op == "avg_pool"), 1: p[1], 2: p[3], 3: p[4], 4: int(not case.kernel), 5: 1, 6: 1}
+    text = f"7767517\n2 2\nInput in 0 1 x\n{kind} layer 1 1 x y " + " ".join(f"{k}={v}" for k, v in p.items())
+    net = nc.Net()
+    net.opt.num_threads, net.opt.use_vulkan_compute = threads, False
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed"):
+        if hasattr(net.opt, f"use_{option}"):
+            setattr(net.opt, f"use_{option}", False)
+    weights = (b"\0" * 4 + data["w"].tobytes()) if "w" in data else b""
+    if net.load_param_mem(text + "\n"):
+        raise Skipped(f"ncnn refuses the layer {text.splitlines()[-1]!r}")
+    net.load_model_mem(weights)
+    data["packed"] = np.frombuffer(weights, np.uint8)  # the network may go on reading them there
+    x = nc.Mat(data["x"][0]).clone()
+
+    def infer() -> Any:
+        extractor = net.create_extractor()
+        extractor.input("x", x)
+        return extractor.extract("y")[1]
+
+    shape = task.problem.geometry.output_shape
+    return Ready(infer, lambda y: np.array(y).reshape(shape), prepacked="w" in data)
+
+
+LIBRARIES: dict[str, Callable[[Task, Data, int], Ready]] = {
+    "fastconv": fastconv,
+    "fastconv-direct": partial(fastconv, algorithm="direct"),
+    "fastconv-im2col": partial(fastconv, algorithm="im2col"),
+    "torch": torch,
+    "torch-channels-last": partial(torch, channels_last=True),
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "ncnn": ncnn,
+}

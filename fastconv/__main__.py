@@ -1,0 +1,5 @@
+"""``python -m fastconv``."""
+
+from .cli import main
+
+main()

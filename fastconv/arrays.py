@@ -1,0 +1,146 @@
+"""Arrays at the door: what is accepted, which device it lives on, and how a layout is viewed.
+
+The device follows the array. CuPy is never imported here: a CuPy array can only arrive where it already is.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .kernels.geometry import Sizes
+from .problem import DTYPES
+
+
+def array_module(x: Any) -> ModuleType:
+    """The module of an array, numpy or cupy.
+
+    >>> array_module(np.zeros(3)).__name__
+    'numpy'
+    """
+    cupy = sys.modules.get("cupy")
+    return cupy if cupy is not None and isinstance(x, cupy.ndarray) else np
+
+
+def device_of(x: Any) -> str:
+    """``"cpu"`` or ``"cuda"``.
+
+    >>> device_of(np.zeros(3))
+    'cpu'
+    """
+    return "cpu" if array_module(x) is np else "cuda"
+
+
+def intake(op: str, name: str, x: Any) -> Any:
+    """``x`` as a NumPy or CuPy array without a copy; TypeError for anything that is not an array.
+
+    Accepts NumPy and CuPy arrays and whatever offers ``__dlpack__`` (PyTorch, JAX, …).
+    """
+    if type(x) is np.ndarray:
+        return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{op}: {name} is a masked array, whose mask would be ignored; fill it first: {name}.filled(0)")
+    if isinstance(x, np.ndarray):
+        return intake(op, name, np.asarray(x))
+    if array_module(x) is not np:
+        return x
+    if hasattr(x, "__dlpack__"):
+        try:
+            if x.__dlpack_device__()[0] == 1:  # kDLCPU
+                return np.from_dlpack(x)
+            import cupy
+
+            return cupy.from_dlpack(x)
+        except ImportError:
+            raise TypeError(
+                f"{op}: {name} lies on a GPU, which needs CuPy: pip install 'fastconv[cuda13]' (or cuda12)"
+            ) from None
+        except Exception as error:
+            raise TypeError(
+                f"{op}: {name} ({type(x).__module__}.{type(x).__name__}) cannot be read through DLPack: {error}"
+            ) from error
+    raise TypeError(
+        f"{op}: {name} must be a NumPy or CuPy array (or offer __dlpack__), got {type(x).__name__}; convert with "
+        f"numpy.asarray({name})"
+    )
+
+
+def float_dtype(op: str, name: str, dtype: Any) -> str:
+    """The name of a supported floating-point dtype; TypeError for any other."""
+    if dtype.name in DTYPES:
+        return str(dtype.name)
+    raise TypeError(
+        f"{op}: {name} must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {dtype}; convert with "
+        f"{name}.astype(numpy.float32)"
+    )
+
+
+def same_kind(op: str, first: tuple[str, Any], *others: tuple[str, Any]) -> None:
+    """All arrays on one device and of one dtype; None is skipped."""
+    name, x = first
+    for other, y in others:
+        if y is None:
+            continue
+        if device_of(x) != device_of(y):
+            raise TypeError(
+                f"{op}: {name} is on {device_of(x)} and {other} on {device_of(y)}; move one of them, nothing is copied "
+                "silently"
+            )
+        if x.dtype != y.dtype:
+            raise TypeError(
+                f"{op}: {name} is {x.dtype} and {other} is {y.dtype}; use one dtype, for example "
+                f"{other}.astype({name}.dtype)"
+            )
+
+
+def channels_first(op: str, name: str, x: Any, rank: int, layout: str) -> tuple[Any, bool]:
+    """``x`` viewed as (N, C, *spatial), and whether it had a batch dimension."""
+    batched = x.ndim == rank + 2
+    if not batched and x.ndim != rank + 1:
+        order = "C, *spatial" if layout == "channels_first" else "*spatial, C"
+        raise ValueError(
+            f"{op}: {name} must have {rank + 2} dimensions (N, {order}) or {rank + 1} without the batch, got shape "
+            f"{x.shape}"
+        )
+    if not batched:
+        x = x[None]
+    if layout == "channels_last":
+        x = x.transpose(0, rank + 1, *range(1, rank + 1))
+    return x, batched
+
+
+def restore(x: Any, rank: int, layout: str, batched: bool) -> Any:
+    """The inverse of :func:`channels_first`."""
+    if layout == "channels_last":
+        x = x.transpose(0, *range(2, rank + 2), 1)
+    return x if batched else x[0]
+
+
+def empty(like: Any, shape: Sizes, layout: str, dtype: Any = None) -> Any:
+    """A new array on ``like``'s device, of logical shape (N, C, *spatial), lying in memory as ``layout`` says."""
+    xp = array_module(like)
+    dtype = like.dtype if dtype is None else dtype
+    if layout == "channels_first":
+        return xp.empty(shape, dtype)
+    n, c, *spatial = shape
+    return xp.empty((n, *spatial, c), dtype).transpose(0, len(shape) - 1, *range(1, len(shape) - 1))
+
+
+def check_out(op: str, out: Any, like: Any, shape: Sizes) -> None:
+    """``out`` must be a writeable array of the result's shape, dtype and device (``shape`` as the user sees it)."""
+    if not isinstance(out, np.ndarray) and array_module(out) is np:
+        raise TypeError(f"{op}: out must be an array of {like.dtype} with shape {shape}, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"{op}: out must have the shape {shape}, got {out.shape}")
+    same_kind(op, ("x", like), ("out", out))
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError(f"{op}: out is read-only")
+
+
+def overlaps(out: Any, *inputs: Any) -> bool:
+    """Whether ``out`` may share memory with an input, judged by address ranges (cheap, never wrong about 'no')."""
+    xp = array_module(out)
+    return any(y is not None and xp.may_share_memory(out, y) for y in inputs)

@@ -1,0 +1,461 @@
+"""From a user's arrays to a kernel and back: intake, problem, choice, output, run. No Tensors here.
+
+Each function takes the public name ``op`` for its error messages and the number of spatial dimensions, and does four
+things in this order, so that nothing is allocated or written before everything has been checked:
+arrays in (:mod:`fastconv.arrays`), problem (:mod:`fastconv.problem`), choice (:mod:`fastconv.dispatch`), kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from .arrays import channels_first, check_out, device_of, empty, float_dtype, intake, overlaps, restore, same_kind
+from .dispatch import cached_conv_problem, cached_conv_transpose_problem, execute, select
+from .kernels.geometry import PoolGeometry, Sizes
+from .problem import (
+    ConvProblem,
+    PoolProblem,
+    conv_problem,
+    conv_transpose_problem,
+    freeze,
+    mismatch,
+    normalize_layout,
+)
+
+
+class Layout:
+    """How one call's arrays lie: op and rank for messages, the layout's name, whether there is a batch dimension."""
+
+    def __init__(self, op: str, rank: int, layout: str | None):
+        self.op, self.rank = op, rank
+        self.name = normalize_layout(op, rank, layout)
+        self.batched = True
+
+    def first(self, name: str, x: Any) -> Any:
+        """The call's first array, viewed channels first; it decides whether there is a batch dimension."""
+        view, self.batched = channels_first(self.op, name, x, self.rank, self.name)
+        return view
+
+    def view(self, name: str, x: Any) -> Any:
+        """A further array, viewed channels first."""
+        view, batched = channels_first(self.op, name, x, self.rank, self.name)
+        if batched != self.batched:
+            raise ValueError(f"{self.op}: {name} of shape {x.shape} and x disagree about having a batch dimension")
+        return view
+
+    def back(self, x: Any) -> Any:
+        """A channels-first view as the user sees it."""
+        return restore(x, self.rank, self.name, self.batched)
+
+    def seen(self, shape: Sizes) -> Sizes:
+        """A logical shape as the user sees it."""
+        n, c, *spatial = shape
+        shown = (n, *spatial, c) if self.name == "channels_last" else shape
+        return shown if self.batched else shown[1:]
+
+    def logical(self, name: str, shape: Any) -> Sizes:
+        """A shape that the user gave, as (N, C, *spatial); like :meth:`first`, it decides about the batch."""
+        shape = tuple(int(s) for s in shape)
+        self.batched = len(shape) == self.rank + 2
+        if not self.batched and len(shape) != self.rank + 1:
+            raise ValueError(
+                f"{self.op}: {name} must have {self.rank + 2} entries, or {self.rank + 1} without the batch, got "
+                f"{shape}"
+            )
+        full = shape if self.batched else (1, *shape)
+        return (full[0], full[-1], *full[1:-1]) if self.name == "channels_last" else full
+
+
+class Output:
+    """Where a result goes: a fresh array, the user's ``out``, or a fresh one first where ``out`` overlaps an input."""
+
+    def __init__(self, lay: Layout, out: Any, like: Any, shape: Sizes, *inputs: Any):
+        self.lay, self.out = lay, out
+        if out is None:
+            self.target = empty(like, shape, lay.name)
+            return
+        check_out(lay.op, out, like, lay.seen(shape))
+        self.view = lay.view("out", out)
+        self.target = empty(like, shape, lay.name) if overlaps(out, *inputs) else self.view
+
+    def result(self) -> Any:
+        """The finished result in the user's layout."""
+        if self.out is None:
+            return self.lay.back(self.target)
+        if self.target is not self.view:
+            self.view[...] = self.target
+        return self.out
+
+
+def build(cached: Callable[..., Any], plain: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """The problem, from the cache where every argument is of exact, hashable type (True is not 1 here, nor 1.0)."""
+    keywords = {k: freeze(v) for k, v in keywords.items()}
+    make = cached if all(map(_exact, keywords.values())) else plain
+    return make(*args, **keywords)
+
+
+def _exact(value: Any) -> bool:
+    """Whether equal keys mean equal arguments: inside a tuple a cache cannot tell 1 from True or 1.0."""
+    if type(value) is tuple:
+        return all(type(v) is int or (type(v) is tuple and _exact(v)) for v in value)
+    return value is None or type(value) in (int, str, bool)
+
+
+# ------------------------------------------------------------------------------------------------------ convolution
+
+
+def conv(
+    op: str, rank: int, x: Any, w: Any, bias: Any = None, *, residual: Any = None, layout: str | None = None,
+    algorithm: str = "auto", out: Any = None, **parameters: Any,
+) -> Any:  # fmt: skip
+    """Convolution. ``parameters``: stride, padding, dilation, groups, padding_mode, activation."""
+    x, w, bias, residual = _conv_arrays(op, x, w, bias, residual)
+    lay = Layout(op, rank, layout)
+    view = lay.first("x", x)
+    other = None if residual is None else lay.view("residual", residual)
+    problem = build(
+        cached_conv_problem, conv_problem, op, rank, view.shape, w.shape,
+        bias_shape=None if bias is None else bias.shape,
+        residual_shape=None if other is None else other.shape, dtype=x.dtype.name, layout=lay.name, device=device_of(x),
+        **parameters,
+    )  # fmt: skip
+    choice = select(problem, algorithm)
+    output = Output(lay, out, x, problem.geometry.output_shape, x, w, bias, residual)
+    execute(choice, problem, view, w, bias, other, output.target, activation=problem.activation, packed=None)
+    return output.result()
+
+
+def conv_transpose(
+    op: str, rank: int, x: Any, w: Any, bias: Any = None, *, layout: str | None = None, algorithm: str = "auto",
+    out: Any = None, **parameters: Any,
+) -> Any:  # fmt: skip
+    """Transposed convolution. ``parameters``: stride, padding, output_padding, dilation, groups, activation."""
+    x, w, bias, _ = _conv_arrays(op, x, w, bias, None)
+    lay = Layout(op, rank, layout)
+    view = lay.first("x", x)
+    problem = build(
+        cached_conv_transpose_problem, conv_transpose_problem, op, rank, view.shape, w.shape,
+        bias_shape=None if bias is None else bias.shape, dtype=x.dtype.name, layout=lay.name, device=device_of(x),
+        **parameters,
+    )  # fmt: skip
+    choice = select(problem, algorithm)
+    output = Output(lay, out, x, problem.geometry.input_shape, x, w, bias)
+    execute(choice, problem, view, w, bias, None, output.target, activation=problem.activation, packed=None)
+    return output.result()
+
+
+def _conv_arrays(op: str, x: Any, w: Any, bias: Any, residual: Any) -> tuple[Any, Any, Any, Any]:
+    x, w = intake(op, "x", x), intake(op, "w", w)
+    bias = None if bias is None else intake(op, "bias", bias)
+    residual = None if residual is None else intake(op, "residual", residual)
+    float_dtype(op, "x", x.dtype)
+    same_kind(op, ("x", x), ("w", w), ("bias", bias), ("residual", residual))
+    return x, w, bias, residual
+
+
+def conv_input(
+    op: str,
+    rank: int,
+    input_size: Any,
+    w: Any,
+    dy: Any,
+    *,
+    layout: str | None = None,
+    algorithm: str = "auto",
+    **parameters: Any,
+) -> Any:
+    """Input gradient of a convolution whose input had the shape ``input_size``."""
+    w, dy = intake(op, "w", w), intake(op, "dy", dy)
+    float_dtype(op, "dy", dy.dtype)
+    same_kind(op, ("dy", dy), ("w", w))
+    lay = Layout(op, rank, layout)
+    shape = lay.logical("input_size", input_size)
+    problem = build(
+        cached_conv_problem, conv_problem, op, rank, shape, w.shape, direction="grad_input", dtype=dy.dtype.name,
+        layout=lay.name, device=device_of(dy), **parameters,
+    )  # fmt: skip
+    view = _gradient(lay, dy, problem.geometry.output_shape)
+    choice = select(problem, algorithm)
+    output = Output(lay, None, dy, problem.geometry.input_shape)
+    execute(choice, problem, view, w, None, None, output.target, activation=None, packed=None)
+    return output.result()
+
+
+def conv_weight(
+    op: str,
+    rank: int,
+    x: Any,
+    weight_size: Any,
+    dy: Any,
+    *,
+    layout: str | None = None,
+    algorithm: str = "auto",
+    **parameters: Any,
+) -> Any:
+    """Weight gradient of a convolution whose weights had the shape ``weight_size``."""
+    x, dy = intake(op, "x", x), intake(op, "dy", dy)
+    float_dtype(op, "x", x.dtype)
+    same_kind(op, ("x", x), ("dy", dy))
+    lay = Layout(op, rank, layout)
+    view = lay.first("x", x)
+    weight_shape = tuple(int(s) for s in weight_size)
+    problem = build(
+        cached_conv_problem, conv_problem, op, rank, view.shape, weight_shape, direction="grad_weight",
+        dtype=x.dtype.name, layout=lay.name, device=device_of(x), **parameters,
+    )  # fmt: skip
+    gradient = _gradient(lay, dy, problem.geometry.output_shape)
+    return _weight_gradient(problem, view, gradient, weight_shape, algorithm)
+
+
+def conv_transpose_input(
+    op: str,
+    rank: int,
+    input_size: Any,
+    w: Any,
+    dy: Any,
+    *,
+    layout: str | None = None,
+    algorithm: str = "auto",
+    **parameters: Any,
+) -> Any:
+    """Input gradient of a transposed convolution: an ordinary convolution of dy."""
+    w, dy = intake(op, "w", w), intake(op, "dy", dy)
+    float_dtype(op, "dy", dy.dtype)
+    same_kind(op, ("dy", dy), ("w", w))
+    lay = Layout(op, rank, layout)
+    shape = lay.logical("input_size", input_size)
+    problem = _transposed(op, rank, shape, w.shape, dy, lay, "forward", parameters)
+    view = _gradient(lay, dy, problem.geometry.input_shape)
+    choice = select(problem, algorithm)
+    output = Output(lay, None, dy, problem.geometry.output_shape)
+    execute(choice, problem, view, w, None, None, output.target, activation=None, packed=None)
+    return output.result()
+
+
+def conv_transpose_weight(
+    op: str,
+    rank: int,
+    x: Any,
+    weight_size: Any,
+    dy: Any,
+    *,
+    layout: str | None = None,
+    algorithm: str = "auto",
+    **parameters: Any,
+) -> Any:
+    """Weight gradient of a transposed convolution: a convolution's, with x and dy in each other's place."""
+    x, dy = intake(op, "x", x), intake(op, "dy", dy)
+    float_dtype(op, "x", x.dtype)
+    same_kind(op, ("x", x), ("dy", dy))
+    lay = Layout(op, rank, layout)
+    view = lay.first("x", x)
+    weight_shape = tuple(int(s) for s in weight_size)
+    problem = _transposed(op, rank, view.shape, weight_shape, x, lay, "grad_weight", parameters)
+    gradient = _gradient(lay, dy, problem.geometry.input_shape)
+    return _weight_gradient(problem, gradient, view, weight_shape, algorithm)
+
+
+def conv_bias(op: str, rank: int, dy: Any, *, layout: str | None = None) -> Any:
+    """Bias gradient of a convolution or its transpose: the sum of dy over everything but the channels."""
+    dy = intake(op, "dy", dy)
+    float_dtype(op, "dy", dy.dtype)
+    lay = Layout(op, rank, layout)
+    view = lay.first("dy", dy)
+    return view.sum(axis=(0, *range(2, rank + 2)))
+
+
+def _transposed(
+    op: str,
+    rank: int,
+    x_shape: Sizes,
+    w_shape: Sizes,
+    like: Any,
+    lay: Layout,
+    direction: str,
+    parameters: dict[str, Any],
+) -> ConvProblem:
+    problem: ConvProblem = build(
+        cached_conv_transpose_problem, conv_transpose_problem, op, rank, x_shape, w_shape, direction=direction,
+        dtype=like.dtype.name, layout=lay.name, device=device_of(like), **parameters,
+    )  # fmt: skip
+    return problem
+
+
+def _gradient(lay: Layout, dy: Any, shape: Sizes) -> Any:
+    """``dy`` viewed channels first; its shape must be the output's."""
+    view = lay.view("dy", dy)
+    if view.shape != shape:
+        mismatch(lay.op, "dy", dy.shape, lay.seen(shape), " (the output's)")
+    return view
+
+
+def _weight_gradient(problem: ConvProblem, x: Any, dy: Any, shape: Sizes, algorithm: str) -> Any:
+    choice = select(problem, algorithm)
+    out = empty(x, shape, "channels_first")
+    execute(choice, problem, x, dy, out)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------- pooling
+
+
+def pool(
+    op: str, rank: int, builder: Callable[..., PoolProblem], kind: str, x: Any, *arguments: Any,
+    layout: str | None = None, indices: Any = None, out: Any = None, **parameters: Any,
+) -> tuple[Any, Any, PoolProblem]:  # fmt: skip
+    """Any pooling. ``indices`` is the dtype of the indices wanted, or None. Returns (y, indices or None, problem)."""
+    x = intake(op, "x", x)
+    float_dtype(op, "x", x.dtype)
+    lay = Layout(op, rank, layout)
+    view = lay.first("x", x)
+    problem = builder(
+        op, rank, kind, view.shape, *arguments, dtype=x.dtype.name, layout=lay.name, device=device_of(x),
+        indices=indices is not None, **parameters,
+    )  # fmt: skip
+    shape = problem.geometry.output_shape
+    choice = select(problem)
+    output = Output(lay, out, x, shape, x)
+    if kind not in ("max_pool", "min_pool"):
+        execute(choice, problem, view, output.target)
+        return output.result(), None, problem
+    positions = None if indices is None else empty(x, shape, lay.name, indices)
+    execute(choice, problem, view, positions, output.target)
+    return output.result(), None if positions is None else lay.back(positions), problem
+
+
+def pool_gradient(problem: PoolProblem, *arrays: Any, like: Any, batched: bool) -> Any:
+    """Input gradient of a pooling from the arrays its kernel takes, in the user's layout; ``like`` gives the dtype."""
+    backward = replace(problem, direction="grad_input")
+    g = backward.geometry
+    lay = Layout(problem.op, g.rank, problem.layout)
+    lay.batched = batched
+    views = [lay.view("dy", a) for a in arrays]
+    choice = select(backward)
+    shape = g.output_shape if problem.op == "max_unpool" else g.input_shape
+    output = Output(lay, None, like, shape)
+    execute(choice, backward, *views, output.target)
+    return output.result()
+
+
+def picked_gradient(
+    op: str, rank: int, builder: Callable[..., PoolProblem], kind: str, x: Any, dy: Any, *arguments: Any,
+    layout: str | None = None, **parameters: Any,
+) -> Any:  # fmt: skip
+    """Gradient of a maximum or minimum pooling of x: finds the positions again."""
+    dy = _pool_dy(op, "x", x, dy)
+    _, indices, problem = pool(op, rank, builder, kind, x, *arguments, indices="int64", layout=layout, **parameters)
+    lay = Layout(op, rank, layout)
+    lay.first("x", x)
+    _gradient(lay, dy, problem.geometry.output_shape)
+    return pool_gradient(problem, dy, indices, like=dy, batched=lay.batched)
+
+
+def lp_gradient(
+    op: str, rank: int, builder: Callable[..., PoolProblem], x: Any, dy: Any, *arguments: Any,
+    layout: str | None = None, **parameters: Any,
+) -> Any:  # fmt: skip
+    """Gradient of an Lp pooling of x: computes the norms again."""
+    dy = _pool_dy(op, "x", x, dy)
+    y, _, problem = pool(op, rank, builder, "lp_pool", x, *arguments, layout=layout, **parameters)
+    lay = Layout(op, rank, layout)
+    lay.first("x", x)
+    _gradient(lay, dy, problem.geometry.output_shape)
+    return pool_gradient(problem, intake(op, "x", x), y, dy, like=dy, batched=lay.batched)
+
+
+def avg_gradient(
+    op: str, rank: int, builder: Callable[..., PoolProblem], input_size: Any, dy: Any, *arguments: Any,
+    layout: str | None = None, **parameters: Any,
+) -> Any:  # fmt: skip
+    """Gradient of an average pooling whose input had the shape ``input_size``."""
+    dy = intake(op, "dy", dy)
+    float_dtype(op, "dy", dy.dtype)
+    lay = Layout(op, rank, layout)
+    shape = lay.logical("input_size", input_size)
+    problem = builder(
+        op,
+        rank,
+        "avg_pool",
+        shape,
+        *arguments,
+        dtype=dy.dtype.name,
+        layout=lay.name,
+        device=device_of(dy),
+        **parameters,
+    )
+    _gradient(lay, dy, problem.geometry.output_shape)
+    return pool_gradient(problem, dy, like=dy, batched=lay.batched)
+
+
+def unpool_gradient(op: str, rank: int, indices: Any, dy: Any, *, layout: str | None = None) -> Any:
+    """Gradient of an unpooling: dy at the positions in ``indices``."""
+    dy, indices = intake(op, "dy", dy), _positions(op, indices, "dy", dy)
+    float_dtype(op, "dy", dy.dtype)
+    lay = Layout(op, rank, layout)
+    size, out = lay.first("dy", dy).shape, lay.view("indices", indices).shape
+    if size[:2] != out[:2]:
+        raise ValueError(
+            f"{op}: indices of shape {indices.shape} and dy of shape {dy.shape} need the same batch and channels"
+        )
+    geometry = PoolGeometry(size[0], size[1], size[2:], out[2:])
+    _in_plane(op, indices, geometry)
+    problem = PoolProblem("max_unpool", geometry, "grad_input", dy.dtype.name, lay.name, device_of(dy), True)
+    return pool_gradient(problem, dy, indices, like=dy, batched=lay.batched)
+
+
+def _pool_dy(op: str, name: str, x: Any, dy: Any) -> Any:
+    dy = intake(op, "dy", dy)
+    same_kind(op, (name, intake(op, name, x)), ("dy", dy))
+    return dy
+
+
+def _positions(op: str, indices: Any, name: str, x: Any) -> Any:
+    indices = intake(op, "indices", indices)
+    if indices.dtype.name not in ("int64", "int32"):
+        raise TypeError(
+            f"{op}: indices must be int64 or int32 (as return_indices=True gives them), got {indices.dtype}"
+        )
+    if device_of(x) != device_of(indices):
+        raise TypeError(f"{op}: {name} is on {device_of(x)} and indices on {device_of(indices)}; move one of them")
+    return indices
+
+
+def _in_plane(op: str, indices: Any, geometry: PoolGeometry) -> None:
+    plane = math.prod(geometry.input_size)
+    if indices.size and not (int(indices.min()) >= -1 and int(indices.max()) < plane):
+        raise ValueError(
+            f"{op}: indices must lie in [0, {plane}), the positions of a plane of {geometry.input_size} "
+            f"(-1: nowhere); got {int(indices.min())} to {int(indices.max())}"
+        )
+
+
+def unpool(
+    op: str,
+    rank: int,
+    builder: Callable[..., PoolProblem],
+    x: Any,
+    indices: Any,
+    *arguments: Any,
+    layout: str | None = None,
+    **parameters: Any,
+) -> tuple[Any, PoolProblem]:
+    """Max unpooling: values of x to the positions that ``indices`` gives, zeros elsewhere."""
+    x = intake(op, "x", x)
+    float_dtype(op, "x", x.dtype)
+    indices = _positions(op, indices, "x", x)
+    lay = Layout(op, rank, layout)
+    view = lay.first("x", x)
+    positions = lay.view("indices", indices)
+    if positions.shape != view.shape:
+        mismatch(op, "indices", indices.shape, x.shape, " (that of x)")
+    problem = builder(
+        op, rank, view.shape, *arguments, dtype=x.dtype.name, layout=lay.name, device=device_of(x), **parameters
+    )
+    _in_plane(op, indices, problem.geometry)
+    choice = select(problem)
+    output = Output(lay, None, x, problem.geometry.input_shape)
+    execute(choice, problem, view, positions, output.target)
+    return output.result(), problem

@@ -1,0 +1,436 @@
+"""Choosing a kernel, and running it.
+
+    choose(problem, options)   able rows, inside the limits, ranked by predicted time: the first wins
+    select(problem)            the same under the caller's options, warning on a slow path
+    execute(choice, …)         the kernel, with a workspace of the calling thread's own
+
+The prediction is a deterministic roofline model that never looks at a clock, so a program makes the same choices on
+every run. Choices are cached by problem and options, never by anything an array contains.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .arrays import array_module
+from .problem import ConvProblem, Problem, conv_problem, conv_transpose_problem
+from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
+
+DEFAULT_MAX_ERROR = 200.0
+"""Limit on automatic choices, in multiples of the direct algorithm's error bound; see :func:`options`."""
+
+PRECISIONS = ("ieee", "tf32", "emulated")
+KEPT_WORKSPACE = 64 << 20
+CACHED_CHOICES = 4096
+
+
+class SlowPathWarning(UserWarning):
+    """Only the float64 reference can run a problem: the result is right, and slow."""
+
+
+# --------------------------------------------------------------------------------------------------------- options
+
+
+@dataclass(frozen=True)
+class Options:
+    """What :func:`options` sets; None leaves the default."""
+
+    algorithm: str = "auto"
+    max_error: float | None = None
+    workspace_limit: int | None = None
+    deterministic: bool = False
+    precision: str = "ieee"
+    num_threads: int | None = None
+
+
+class _Current(threading.local):
+    options = Options()
+    probing = False
+
+
+_current = _Current()
+_num_threads: int | None = None
+
+
+def current_options() -> Options:
+    """The options in force in this thread."""
+    return _current.options
+
+
+@contextmanager
+def options(
+    *, algorithm: str | None = None, max_error: float | None = None, workspace_limit: int | None = None,
+    deterministic: bool | None = None, precision: str | None = None, num_threads: int | None = None,
+) -> Iterator[Options]:  # fmt: skip
+    """Set options for this thread inside a ``with`` block; what is not given keeps its value.
+
+    >>> import numpy as np, fastconv
+    >>> x, w = np.ones((1, 2, 5, 5), np.float32), np.ones((3, 2, 3, 3), np.float32)
+    >>> with fastconv.options(algorithm="im2col", num_threads=1):
+    ...     y = fastconv.conv2d(x, w)
+    >>> y.shape
+    (1, 3, 3, 3)
+
+    Parameters
+    ----------
+    algorithm : a family or variant name, or ``"auto"``. Operations without a kernel of that name (pooling, under
+        ``"im2col"``) choose automatically; one whose kernel of that name refuses the problem raises.
+    max_error : largest error bound allowed, in multiples of the direct algorithm's for the same problem and dtype:
+        1 admits only algorithms as accurate as direct. Explicit limits bind forced algorithms too.
+    workspace_limit : most bytes of scratch memory a kernel may use.
+    deterministic : only kernels that give the same bits on every run.
+    precision : ``"ieee"``, or ``"tf32"`` / ``"emulated"`` to also allow such kernels on GPUs that have them.
+    num_threads : CPU threads a call may use, at least 1.
+
+    Raises
+    ------
+    ValueError, TypeError : naming the option.
+    """
+    given: dict[str, Any] = {
+        "algorithm": algorithm, "max_error": max_error, "workspace_limit": workspace_limit,
+        "deterministic": deterministic, "precision": precision, "num_threads": num_threads,
+    }  # fmt: skip
+    previous = _current.options
+    changed = replace(previous, **{k: v for k, v in given.items() if v is not None})
+    _check_options(changed)
+    _current.options = changed
+    try:
+        yield changed
+    finally:
+        _current.options = previous
+
+
+def _check_options(o: Options) -> None:
+    _check_algorithm("options", o.algorithm)
+    if o.max_error is not None and not o.max_error > 0:
+        raise ValueError(f"options: max_error must be positive, got {o.max_error!r}")
+    if o.workspace_limit is not None and not o.workspace_limit >= 0:
+        raise ValueError(f"options: workspace_limit must be >= 0 bytes, got {o.workspace_limit!r}")
+    if o.precision not in PRECISIONS:
+        raise ValueError(f"options: precision must be one of {', '.join(map(repr, PRECISIONS))}, got {o.precision!r}")
+    if o.num_threads is not None:
+        _check_threads("options", o.num_threads)
+
+
+def _check_algorithm(op: str, algorithm: Any) -> None:
+    if algorithm != "auto" and algorithm not in families():
+        raise ValueError(
+            f"{op}: algorithm must be 'auto' or one of {', '.join(map(repr, families()))}; got {algorithm!r}"
+        )
+
+
+def _check_threads(op: str, n: Any) -> None:
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+        raise TypeError(f"{op}: num_threads must be an integer, got {n!r}")
+    if n < 1:
+        raise ValueError(f"{op}: num_threads must be >= 1, got {n}")
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many CPU threads calls use, in every thread that does not say otherwise by :func:`options`.
+
+    >>> import fastconv
+    >>> before = fastconv.get_num_threads()
+    >>> fastconv.set_num_threads(1); fastconv.get_num_threads()
+    1
+    >>> fastconv.set_num_threads(before)
+    """
+    global _num_threads
+    _check_threads("set_num_threads", n)
+    _num_threads = int(n)
+
+
+def get_num_threads() -> int:
+    """How many CPU threads a call may use: by :func:`options`, :func:`set_num_threads`, else the process's share.
+
+    The default is the number of CPUs the process may run on, or fewer where OMP_NUM_THREADS says so.
+
+    >>> import fastconv
+    >>> fastconv.get_num_threads() >= 1
+    True
+    """
+    return _current.options.num_threads or _num_threads or _default_threads()
+
+
+@lru_cache(maxsize=1)
+def _default_threads() -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, min(cpus, int(wanted))) if wanted.isdigit() else cpus
+
+
+# -------------------------------------------------------------------------------------------------------- choosing
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row weighed for a problem. ``refusal`` is None where it may run."""
+
+    row: Row
+    refusal: str | None
+    seconds: float
+    workspace_bytes: int
+    error_bound: float
+
+    @property
+    def algorithm(self) -> str:
+        return self.row.algorithm
+
+    @property
+    def able(self) -> bool:
+        return self.refusal is None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which kernel runs a problem, and why; printable. Source of the numbers: the rows' own cost and error models."""
+
+    problem: Problem
+    rows: tuple[Candidate, ...]
+    chosen: str
+    reason: str
+
+    def __str__(self) -> str:
+        lines = [str(self.problem), f"chosen: {self.chosen} ({self.reason})", ""]
+        lines.append(f"  {'algorithm':<18}{'predicted':>12}{'workspace':>12}{'error bound':>13}  able")
+        for c in self.rows:
+            mark = ">" if c.algorithm == self.chosen else " "
+            seconds, workspace = f"{c.seconds * 1e3:.3f} ms", f"{c.workspace_bytes / 1024:.0f} KiB"
+            lines.append(
+                f"{mark} {c.algorithm:<18}{seconds:>12}{workspace:>12}{c.error_bound:>13.1e}  {c.refusal or 'yes'}"
+            )
+        return "\n".join(lines)
+
+
+def candidates(problem: Problem, chosen: Options, threads: int) -> tuple[Candidate, ...]:
+    """Every row of the problem's operation, each with its refusal, prediction, workspace and error bound."""
+    forced = _forced(problem, chosen)
+    weighed = []
+    for row in rows_for(problem.op, problem.direction, problem.device):
+        refusal = row.refuses(problem)
+        workspace = 0 if refusal else row.workspace_bytes(problem, threads)
+        bound = row.bound(problem)
+        if refusal is None:
+            refusal = _limits(row, problem, chosen, workspace, bound, forced)
+        weighed.append(Candidate(row, refusal, row.seconds(problem, threads), workspace, bound))
+    return tuple(weighed)
+
+
+def _forced(problem: Problem, chosen: Options) -> bool:
+    """Whether the option names an algorithm that this operation has."""
+    named = {name for r in ROWS if r.op == problem.op for name in (r.family, r.algorithm)}
+    return chosen.algorithm != "auto" and chosen.algorithm in named
+
+
+def _limits(row: Row, problem: Problem, chosen: Options, workspace: int, bound: float, forced: bool) -> str | None:
+    if forced and chosen.algorithm not in (row.family, row.algorithm):
+        return f"algorithm={chosen.algorithm!r} was asked for"
+    limit = chosen.max_error
+    if limit is None and not forced:
+        limit = DEFAULT_MAX_ERROR
+    ratio = bound / sum_bound(problem) if bound else 0.0
+    if limit is not None and ratio > limit:
+        return f"its error bound is {ratio:.3g} times direct's, max_error={limit:g}"
+    if chosen.workspace_limit is not None and workspace > chosen.workspace_limit:
+        return f"needs {workspace} bytes of workspace, workspace_limit={chosen.workspace_limit}"
+    if chosen.deterministic and not row.deterministic:
+        return "is not deterministic"
+    if row.precision not in ("ieee", chosen.precision):
+        return f"computes in {row.precision}, which precision={row.precision!r} allows"
+    return None
+
+
+def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> Candidate:
+    """The able row with the least predicted time; the reference only where nothing else is able.
+
+    >>> from fastconv.problem import conv_problem
+    >>> choose(conv_problem("conv2d", 2, (1, 8, 16, 16), (8, 8, 3, 3))).algorithm
+    'direct'
+
+    Raises
+    ------
+    ValueError : no row can run it; the message gives each row's reason.
+    """
+    rows = candidates(problem, chosen, threads)
+    able = [c for c in rows if c.able]
+    if not able:
+        _raise_unable(problem, rows, chosen)
+    fast = [c for c in able if c.row.family != "reference"]
+    return min(fast or able, key=lambda c: c.seconds)
+
+
+_choose_cached = lru_cache(maxsize=CACHED_CHOICES)(choose)
+
+
+def _raise_unable(problem: Problem, rows: tuple[Candidate, ...], chosen: Options) -> None:
+    if not rows:
+        raise ValueError(
+            f"{problem.op}: no {problem.device} kernel for {problem.direction} yet; move the arrays to the CPU "
+            "(cupy.asnumpy) to run it there"
+        )
+    wanted = [c for c in rows if chosen.algorithm in ("auto", c.row.family, c.row.algorithm)] or list(rows)
+    reasons = "; ".join(f"{c.algorithm}: {c.refusal}" for c in wanted)
+    raise ValueError(f"{problem.op}: no kernel can run this ({problem}). {reasons}")
+
+
+class _Probed(BaseException):
+    """Carries a problem out of a call that :func:`explain` only wants to look at."""
+
+    def __init__(self, explanation: Explanation):
+        self.explanation = explanation
+
+
+def select(problem: Problem, algorithm: str = "auto") -> Candidate:
+    """:func:`choose` under this thread's options; ``algorithm`` overrides them. Warns when it ends at the reference."""
+    chosen = _current.options
+    if algorithm != "auto":
+        _check_algorithm(problem.op, algorithm)
+        chosen = replace(chosen, algorithm=algorithm)
+    threads = get_num_threads()
+    if _current.probing:
+        raise _Probed(_explain(problem, chosen, threads))
+    choice = _choose_cached(problem, chosen, threads)
+    if choice.row.family == "reference" and chosen.algorithm != "reference":
+        warnings.warn(f"only the float64 reference can run this: {problem}", SlowPathWarning, stacklevel=5)
+    return choice
+
+
+def _explain(problem: Problem, chosen: Options, threads: int) -> Explanation:
+    rows = candidates(problem, chosen, threads)
+    best = choose(problem, chosen, threads)
+    if _forced(problem, chosen):
+        reason = f"algorithm={chosen.algorithm!r} was asked for"
+    elif best.row.family == "reference":
+        reason = "nothing else is able"
+    elif sum(c.able and c.row.family != "reference" for c in rows) == 1:
+        reason = "the only kernel able"
+    else:
+        reason = f"least predicted time of {sum(c.able for c in rows)} able rows, {threads} thread{'s' * (threads > 1)}"
+    return Explanation(problem, rows, best.algorithm, reason)
+
+
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Say which kernel a call would run and why, without running it.
+
+    >>> import numpy as np, fastconv
+    >>> x, w = np.ones((1, 8, 16, 16), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    >>> why = fastconv.explain(fastconv.conv2d, x, w, padding=1)
+    >>> why.chosen, [row.algorithm for row in why.rows]
+    ('direct', ['direct', 'im2col', 'reference'])
+
+    Parameters
+    ----------
+    function : a function of fastconv or :mod:`fastconv.grad`.
+    args, kwargs : what it would be called with.
+
+    Returns
+    -------
+    Explanation : ``problem``, ``rows`` (each candidate with its refusal, predicted seconds, workspace bytes and error
+        bound), ``chosen`` and ``reason``; ``print`` shows a table.
+
+    Raises
+    ------
+    ValueError, TypeError : what the call itself would raise.
+    TypeError : the function runs no kernel.
+    """
+    before, _current.probing = _current.probing, True
+    try:
+        function(*args, **kwargs)
+    except _Probed as found:
+        return found.explanation
+    finally:
+        _current.probing = before
+    raise TypeError(f"explain: {getattr(function, '__name__', function)!r} ran no kernel of fastconv's")
+
+
+# --------------------------------------------------------------------------------------------------------- running
+
+
+class Workspace(threading.local):
+    """Scratch memory, one growing 64-byte aligned buffer a calling thread; buffers over the limit are not kept."""
+
+    def __init__(self, keep: int | None = None) -> None:
+        self.keep = keep
+        self.buffer = np.empty(0, np.uint8)
+        self.generation = 0
+
+    def get(self, nbytes: int, generation: int = 0) -> np.ndarray:
+        if self.generation != generation:
+            self.buffer, self.generation = np.empty(0, np.uint8), generation
+        if self.buffer.size >= nbytes:
+            return self.buffer
+        raw = np.empty(nbytes + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        fresh = raw[start : start + nbytes]
+        if self.keep is None or nbytes <= self.keep:
+            self.buffer = fresh
+        return fresh
+
+
+_workspace = Workspace(KEPT_WORKSPACE)
+_generation = 0
+
+
+def execute(
+    choice: Candidate,
+    problem: Problem,
+    *arrays: Any,
+    workspace: Workspace | None = None,
+    threads: int | None = None,
+    **keywords: Any,
+) -> None:
+    """Run a chosen kernel on ready arrays, ``out`` last. ``workspace``: a plan's own, else the thread's shared one."""
+    kernel = resolve(choice.row.target)
+    if array_module(arrays[-1]) is np:
+        threads = get_num_threads() if threads is None else threads
+        if isinstance(problem, ConvProblem):
+            scratch = workspace or _workspace
+            keywords["workspace"] = scratch.get(choice.workspace_bytes, 0 if workspace else _generation)
+        keywords["threads"] = threads
+    kernel(problem.geometry, *arrays, **keywords)
+
+
+# ---------------------------------------------------------------------------------------------------------- caches
+
+cached_conv_problem = lru_cache(maxsize=CACHED_CHOICES, typed=True)(conv_problem)  # True is not 1
+cached_conv_transpose_problem = lru_cache(maxsize=CACHED_CHOICES, typed=True)(conv_transpose_problem)
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """Entries of the bounded caches, and the calling thread's shared workspace."""
+
+    problems: int
+    choices: int
+    max_choices: int
+    workspace_bytes: int
+
+
+def cache_info() -> CacheInfo:
+    """How much the in-memory caches hold. (Compiled kernels on disk: ``fastconv cache info``.)
+
+    >>> import fastconv
+    >>> fastconv.cache_clear(); fastconv.cache_info().choices
+    0
+    """
+    problems = cached_conv_problem.cache_info().currsize + cached_conv_transpose_problem.cache_info().currsize
+    return CacheInfo(problems, _choose_cached.cache_info().currsize, CACHED_CHOICES, _workspace.buffer.size)
+
+
+def cache_clear() -> None:
+    """Forget problems and choices, and free the shared workspaces (another thread's at its next call)."""
+    global _generation
+    _generation += 1
+    cached_conv_problem.cache_clear()
+    cached_conv_transpose_problem.cache_clear()
+    _choose_cached.cache_clear()
+    _workspace.get(0, _generation)

@@ -1,0 +1,189 @@
+"""Plans: a convolution prepared once and called many times.
+
+A plan fixes the shapes and the parameters, chooses the kernel, and keeps its own copy of the weights, already packed
+the way that kernel reads them. Calls then only check x and run. Each calling thread owns its workspace, so one plan
+serves many threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import call
+from .arrays import array_module, check_out, device_of, float_dtype, intake, same_kind
+from .dispatch import (
+    Candidate,
+    Explanation,
+    Workspace,
+    cached_conv_problem,
+    cached_conv_transpose_problem,
+    execute,
+    explain,
+    get_num_threads,
+    select,
+)
+from .kernels.geometry import Sizes
+from .problem import ConvProblem, IntOrSequence, Padding, conv_problem, conv_transpose_problem
+from .ranks import per_rank
+from .registry import resolve
+
+
+class ConvPlan:
+    """A prepared convolution; made by :func:`plan_conv2d` and its sisters.
+
+    ``plan(x, *, residual=None, out=None)`` gives what the function call would, for x of the planned shape and dtype.
+    """
+
+    def __init__(self, lay: call.Layout, problem: ConvProblem, w: Any, bias: Any, algorithm: str, why: Explanation):
+        self.problem = problem
+        self._layout = lay
+        self._why = why
+        self._choice: Candidate = select(problem, algorithm)
+        self._bias = None if bias is None else bias.copy()
+        prepare = self._choice.row.prepare
+        self._packed = resolve(prepare)(problem.geometry, w) if prepare else None
+        self._w = None if self._packed is not None else w.copy()
+        self._threads = get_num_threads()
+        self._workspace = Workspace()
+        self._like = array_module(w).empty(0, w.dtype)
+        g = problem.geometry
+        transposed = problem.direction == "grad_input"
+        self._input, self._output = (g.output_shape, g.input_shape) if transposed else (g.input_shape, g.output_shape)
+
+    @property
+    def algorithm(self) -> str:
+        """The chosen kernel's name, a variant."""
+        return self._choice.algorithm
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory of one call, in bytes; each calling thread keeps its own."""
+        return self._choice.workspace_bytes
+
+    @property
+    def input_shape(self) -> Sizes:
+        """The shape of x, as the layout shows it."""
+        return self._layout.seen(self._input)
+
+    @property
+    def output_shape(self) -> Sizes:
+        """The shape of the result, as the layout shows it."""
+        return self._layout.seen(self._output)
+
+    def explain(self) -> Explanation:
+        """Why this kernel was chosen, as :func:`fastconv.explain` says it."""
+        return self._why
+
+    def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
+        lay = self._layout
+        x = intake(lay.op, "x", x)
+        same_kind(lay.op, ("w", self._like), ("x", x))
+        if x.shape != self.input_shape:
+            raise ValueError(
+                f"{lay.op}: this plan is for x of shape {self.input_shape}, got {x.shape}; make another plan"
+            )
+        if (residual is not None) != self.problem.residual:
+            state = "with" if self.problem.residual else "without"
+            raise ValueError(
+                f"{lay.op}: this plan was made {state} a residual; say residual={not self.problem.residual} when "
+                "making it"
+            )
+        view, other = lay.view("x", x), None
+        if residual is not None:
+            residual = intake(lay.op, "residual", residual)
+            same_kind(lay.op, ("x", x), ("residual", residual))
+            if residual.shape != self.output_shape:
+                raise ValueError(
+                    f"{lay.op}: residual must have the output's shape {self.output_shape}, got {residual.shape}"
+                )
+            other = lay.view("residual", residual)
+        if out is not None:
+            check_out(lay.op, out, x, self.output_shape)
+        output = call.Output(lay, out, x, self._output, x, residual)
+        execute(
+            self._choice, self.problem, view, self._w, self._bias, other, output.target, workspace=self._workspace,
+            threads=self._threads, activation=self.problem.activation, packed=self._packed,
+        )  # fmt: skip
+        return output.result()
+
+    def __repr__(self) -> str:
+        return f"<{self._layout.op} {self.algorithm}: {self.problem}>"
+
+
+def _plan(
+    op: str, rank: int, build: Any, cached: Any, x_shape: Any, w: Any, bias: Any, dtype: Any, layout: str | None,
+    algorithm: str, **parameters: Any,
+) -> ConvPlan:  # fmt: skip
+    w = intake(op, "w", w)
+    if dtype is not None:
+        w = w.astype(array_module(w).dtype(dtype))
+    float_dtype(op, "w", w.dtype)
+    if bias is not None:
+        bias = intake(op, "bias", bias).astype(w.dtype)
+    lay = call.Layout(op, rank, layout)
+    shape = lay.logical("x_shape", x_shape)
+    problem = call.build(
+        cached, build, op, rank, shape, w.shape, bias_shape=None if bias is None else bias.shape, dtype=w.dtype.name,
+        layout=lay.name, device=device_of(w), **parameters,
+    )  # fmt: skip
+    return ConvPlan(lay, problem, w, bias, algorithm, explain(select, problem, algorithm))
+
+
+@per_rank("plan_conv{}d")
+def plan_conv(
+    op: str, rank: int, x_shape: Any, w: Any, bias: Any = None, *, dtype: Any = None, residual: bool = False,
+    stride: IntOrSequence = 1, padding: Padding = 0, dilation: IntOrSequence = 1, groups: int = 1,
+    padding_mode: str = "zeros", layout: str | None = None, activation: str | None = None, algorithm: str = "auto",
+) -> ConvPlan:  # fmt: skip
+    """Prepare ``conv{rank}d`` for inputs of one shape: choose the kernel, copy and pack the weights.
+
+    >>> import numpy as np, fastconv
+    >>> plan = fastconv.{op}((1, 3, {dims:8}), np.ones((4, 3, {dims:3}), np.float32), padding=1)
+    >>> plan(np.ones((1, 3, {dims:8}), np.float32)).shape, plan.algorithm
+    ((1, 4, {dims:8}), 'direct')
+
+    Parameters
+    ----------
+    x_shape : the shape of x, in the layout's order.
+    w, bias : weights and bias; later changes to them are not seen. The plan follows w's device.
+    dtype : of x, weights and result; None means w's.
+    residual : whether calls will bring a residual.
+    stride … algorithm : as for ``conv{rank}d``.
+
+    Returns
+    -------
+    ConvPlan : to be called as ``plan(x, residual=None, out=None)``.
+
+    Raises
+    ------
+    ValueError, TypeError : naming the argument, what was given and what was needed.
+    """
+    return _plan(
+        op, rank, conv_problem, cached_conv_problem, x_shape, w, bias, dtype, layout, algorithm, stride=stride,
+        padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode, activation=activation,
+        residual_shape=True if residual else None,
+    )  # fmt: skip
+
+
+@per_rank("plan_conv_transpose{}d")
+def plan_conv_transpose(
+    op: str, rank: int, x_shape: Any, w: Any, bias: Any = None, *, dtype: Any = None, stride: IntOrSequence = 1,
+    padding: Padding = 0, output_padding: IntOrSequence = 0, dilation: IntOrSequence = 1, groups: int = 1,
+    layout: str | None = None, activation: str | None = None, algorithm: str = "auto",
+) -> ConvPlan:  # fmt: skip
+    """Prepare ``conv_transpose{rank}d`` for inputs of one shape; parameters as ``plan_conv{rank}d``.
+
+    >>> import numpy as np, fastconv
+    >>> plan = fastconv.{op}((1, 3, {dims:4}), np.ones((3, 2, {dims:2}), np.float32), stride=2)
+    >>> plan.output_shape
+    (1, 2, {dims:8})
+    """
+    return _plan(
+        op, rank, conv_transpose_problem, cached_conv_transpose_problem, x_shape, w, bias, dtype, layout, algorithm,
+        stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups,
+        activation=activation,
+    )  # fmt: skip
+
+
+plan_conv1d, plan_conv2d, plan_conv3d = plan_conv
+plan_conv_transpose1d, plan_conv_transpose2d, plan_conv_transpose3d = plan_conv_transpose

@@ -1,0 +1,147 @@
+"""Compiling with Numba: the ``jit`` decorator, and the only code that touches Numba's cache.
+
+Numba's own cache ignores edits in helper modules and may be corrupted by two processes that save different
+signatures of one function at once. Here compiled kernels live in a directory of their own,
+
+    cache_dir() / <digest of every kernel source, numba, llvmlite and the target CPU> / *.nbi, *.nbc
+
+so an edit anywhere or another CPU starts afresh, and saving holds a file lock. Nothing process-wide is changed:
+each function gets a cache object of its own, ``numba.config.CACHE_DIR`` is never written.
+A directory that cannot be written costs one warning and compilation in every process, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+
+def cache_dir() -> Path:
+    """The directory of compiled kernels: ``FASTCONV_CACHE_DIR`` if set, else one under the user's cache directory.
+
+    >>> cache_dir().is_absolute()
+    True
+    """
+    override = os.environ.get("FASTCONV_CACHE_DIR")
+    return Path(override).absolute() if override else platformdirs.user_cache_path("fastconv", appauthor=False)
+
+
+def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, inline: bool = False) -> Any:
+    """Compile a module-level function: without the GIL, with NumPy's division, cached on disk.
+
+    ``inline`` is for helpers that only other kernels call: they are compiled into each caller, not cached alone.
+    """
+    if function is None:
+        return lambda f: jit(f, parallel=parallel, inline=inline)
+    import numba
+
+    dispatcher = numba.njit(function, nogil=True, error_model="numpy", parallel=parallel)
+    if not inline:
+        dispatcher._cache = _cache_class()(function)
+    return dispatcher
+
+
+@cache
+def source_digest(root: Path = Path(__file__).resolve().parent.parent) -> str:
+    """A digest of every Python source under ``root``."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@cache
+def _directory() -> Path:
+    """Where this process reads and writes compiled kernels."""
+    import llvmlite
+    import numba
+    from numba.core.registry import cpu_target
+
+    target = cpu_target.target_context.codegen().magic_tuple()  # triple, CPU name, features
+    key = repr((source_digest(), numba.__version__, llvmlite.__version__, target, sys.version_info[:2]))
+    return cache_dir() / hashlib.sha256(key.encode()).hexdigest()[:20]
+
+
+_warned = threading.Event()
+
+
+def _give_up(reason: object) -> None:
+    if not _warned.is_set():
+        _warned.set()
+        warnings.warn(
+            f"compiled kernels cannot be kept in {cache_dir()} ({reason}); every process will compile them again. "
+            "Set FASTCONV_CACHE_DIR to a writable directory.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock against other processes, where the platform has one."""
+    with open(directory / "lock", "ab") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: renames are atomic, and a lost entry is only compiled again
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file releases the lock
+
+
+@cache
+def _cache_class() -> type:
+    from numba.core import caching
+
+    class Locator(caching._CacheLocator):
+        """Points Numba at our directory, whose name already tells sources and CPUs apart."""
+
+        def __init__(self, function: Callable[..., Any], file: str) -> None:
+            self._py_file = file  # named in Numba's own warnings
+            self._disambiguator = f"{function.__module__}-{function.__code__.co_firstlineno}"
+
+        def get_cache_path(self) -> str:
+            return str(_directory())
+
+        def get_source_stamp(self) -> str:
+            return source_digest()
+
+        def get_disambiguator(self) -> str:
+            return self._disambiguator
+
+        @classmethod
+        def from_function(cls, py_func: Callable[..., Any], py_file: str) -> Locator:
+            return cls(py_func, py_file)
+
+    class Implementation(caching.CompileResultCacheImpl):
+        _locator_classes = [Locator]  # noqa: RUF012 (Numba's attribute, read once)
+
+    class KernelCache(caching.FunctionCache):
+        _impl_class = Implementation
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            try:
+                return super().load_overload(sig, target_context)
+            except Exception:  # a damaged or foreign file must not be worse than no file
+                return None
+
+        def save_overload(self, sig: Any, data: Any) -> None:
+            try:
+                directory = _directory()
+                directory.mkdir(parents=True, exist_ok=True)
+                with _locked(directory):
+                    super().save_overload(sig, data)
+            except OSError as error:
+                _give_up(error)
+
+    return KernelCache

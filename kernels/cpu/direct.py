@@ -1,0 +1,469 @@
+"""Direct convolution: register tiles over input rows in place, no im2col matrix.
+
+    out[n, k, p] = sum over c, r  w[k, c, r] * x[n, c, p * stride + r * dilation - padding]
+
+Loops of ``forward``, outermost first; threads share the items:
+
+    item: a block of output positions (images x rows x columns of one depth), one slab, a part of its output channels
+        pack the input rows under the block: padded, channels-last slab, in L2          x -> slab [row][column][c]
+        for each tile column of output channels (weights packed [k block][taps][c][COLUMNS])
+            tiles: 14 output positions x 32 channels (AVX-512, float32)                  slab, w -> sums [position][k]
+            finish: transpose to the output's order, bias, residual, activation, store   sums -> out
+
+A tile row's operand is one output position's input, read in place: for each kernel row the taps and channels of the
+slab lie in one piece when the dilation is 1 (first layers with 1 to 4 channels too), else tap by tap. The whole
+reduction stays in registers; a sum of n products rounds at most n times. Groups with few output channels, depthwise
+above all, multiply lane by lane (see ``blocking.Slabs``).
+
+``grad_input`` is one such correlation of dy for each phase of the stride. With padding that is not zeros the gradient
+of the padded input is computed first and folded back. ``grad_weight`` packs dy the same way and exchanges roles: tile
+rows are (tap, c) pairs, the reduction runs over positions:
+
+    dw[k, c, r] = sum over n, p  x[n, c, p * stride + r * dilation - padding] * dy[n, k, p]
+
+Up to 1,024 positions are summed in registers, those sums are added in memory: of N positions a sum rounds at most
+1024 + N / 1024 times, not N.
+
+Loses to im2col for 1x1 kernels on large NCHW planes, which im2col need not transpose.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import carray
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
+from ..geometry import ConvGeometry, Phase
+from . import blocking
+from .arrays import (
+    KIND,
+    Workspace,
+    address,
+    aligned_empty,
+    bias_row,
+    computable,
+    layout,
+    lifted,
+    weight_view,
+    writable,
+)
+from .blocking import Block, Correlation, DirectWeight, Slabs
+from .compile import jit
+from .epilogue import activation_id, add_run, write_channels, write_positions
+from .gemm import gather, multiply, multiply_lanes, transpose, zero
+from .half import in_float32
+from .phases import correlate_phases, phase_weights
+from .simd import TILE_ROWS, columns, load, pointer, shift, store, vector_lanes
+from .slab import pack_row
+from .threads import run_shares
+from .weights import pack_columns, unpack_columns
+
+
+class Layout(NamedTuple):
+    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
+
+    x: int
+    x_n: int
+    x_c: int
+    x_d: int
+    x_h: int
+    x_w: int
+    out: int
+    out_n: int
+    out_c: int
+    out_d: int
+    out_h: int
+    out_w: int
+    residual: int  # 0: none
+    residual_n: int
+    residual_c: int
+    residual_d: int
+    residual_h: int
+    residual_w: int
+    bias: int  # 0: none
+    activation: int
+    weights: int  # packed
+    scratch: int  # thread t's begins at scratch + t * thread_bytes
+    # from here on the same in every call with this geometry
+    thread_bytes: int
+    slab_bytes: int
+    sums_bytes: int
+    turned_bytes: int
+    offsets_bytes: int
+    runs_bytes: int
+    source_d: int
+    source_h: int
+    segments: int
+    segment_count: int
+    taps: int  # slab offsets of the pieces of a window
+    tap_count: int
+    tap_length: int
+    tap_step: int
+    batch: int
+    groups: int
+    group_inputs: int
+    group_outputs: int
+    by_lane: int
+    slabs: int
+    pixel: int
+    slab_outputs: int
+    k_blocks: int
+    k_parts: int
+    images: int
+    rows: int
+    columns: int
+    slab_rows: int
+    slab_columns: int
+    kernel_d: int
+    stride_d: int
+    dilation_d: int
+    out_depth: int
+    stride_h: int
+    out_height: int
+    stride_w: int
+    out_width: int
+
+
+_FIELDS = len(Layout._fields)
+
+
+@jit(inline=True)
+def pack_slab(g, kind, table, slab, index, n0, images, od, oh0, rows, ow0, columns, first, last):
+    """Rows ``first`` to ``last`` of the slab's (image, plane, row) list, for the block at (n0, od, oh0, ow0)."""
+    lanes = vector_lanes(kind)
+    source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
+    segments, x = pointer(g.segments, table), pointer(g.x, kind)
+    used = (rows - 1) * g.stride_h + g.slab_rows - (g.rows - 1) * g.stride_h
+    wide = (columns - 1) * g.stride_w + g.slab_columns - (g.columns - 1) * g.stride_w
+    for j in range(first, last):
+        image, rest = j // (g.kernel_d * g.slab_rows), j % (g.kernel_d * g.slab_rows)
+        plane, row = rest // g.slab_rows, rest % g.slab_rows
+        if image >= images or row >= used:
+            continue
+        d = load(source_d, od * g.stride_d + plane * g.dilation_d)
+        h = load(source_h, oh0 * g.stride_h + row)
+        source = shift(x, (n0 + image) * g.x_n + d * g.x_d + h * g.x_h)
+        target = shift(slab, j * g.slab_columns * g.pixel)
+        pack_row(g, lanes, segments, source, d >= 0 and h >= 0, target, index, ow0 * g.stride_w, wide)
+
+
+@jit
+def forward_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation."""
+    g = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS))
+    lanes = vector_lanes(kind)
+    width = 2 * lanes
+    memory = g.scratch + t * g.thread_bytes
+    slab, memory = pointer(memory, kind), memory + g.slab_bytes
+    sums, memory = pointer(memory, kind), memory + g.sums_bytes
+    turned, memory = pointer(memory, kind), memory + g.turned_bytes
+    offsets, runs = pointer(memory, table), pointer(memory + g.offsets_bytes, table)
+    weights, taps = pointer(g.weights, kind), pointer(g.taps, table)
+    block_weights = g.tap_count * g.tap_length * width
+    plain = g.bias == 0 and g.residual == 0 and g.activation == 0
+    image_blocks, row_blocks = -(-g.batch // g.images), -(-g.out_height // g.rows)
+    column_blocks = -(-g.out_width // g.columns)
+    items = image_blocks * g.out_depth * row_blocks * column_blocks * g.slabs * g.k_parts
+    for item in range(items * t // threads, items * (t + 1) // threads):
+        rest, part = item // g.k_parts, item % g.k_parts
+        rest, index = rest // g.slabs, rest % g.slabs
+        rest, ow0 = rest // column_blocks, rest % column_blocks * g.columns
+        rest, oh0 = rest // row_blocks, rest % row_blocks * g.rows
+        n0, od = rest // g.out_depth * g.images, rest % g.out_depth
+        images, rows = min(g.images, g.batch - n0), min(g.rows, g.out_height - oh0)
+        columns = min(g.columns, g.out_width - ow0)
+        slab_rows = g.images * g.kernel_d * g.slab_rows
+        pack_slab(g, kind, table, slab, index, n0, images, od, oh0, rows, ow0, columns, 0, slab_rows)
+
+        positions, run_count = 0, 0
+        for i in range(images):
+            for r in range(rows):
+                row = (i * g.kernel_d * g.slab_rows + r * g.stride_h) * g.slab_columns
+                for q in range(columns):
+                    store(offsets, positions + q, (row + q * g.stride_w) * g.pixel)
+                y = (n0 + i) * g.out_n + od * g.out_d + (oh0 + r) * g.out_h + ow0 * g.out_w
+                z = (n0 + i) * g.residual_n + od * g.residual_d + (oh0 + r) * g.residual_h + ow0 * g.residual_w
+                run_count = add_run(runs, run_count, positions, columns, y, g.out_w, z, g.residual_w)
+                positions += columns
+        for i in range(positions, positions + TILE_ROWS):
+            store(offsets, i, load(offsets, positions - 1))  # a tile beyond the end repeats the last position
+
+        for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
+            channel = index * g.slab_outputs + k_block * width
+            channels = min(width, g.slab_outputs - k_block * width, g.groups * g.group_outputs - channel)
+            b = shift(weights, (index * g.k_blocks + k_block) * block_weights)
+            if g.tap_count == 0:  # no tap of the kernel reaches here
+                zero(sums, positions * width)
+            elif g.by_lane:
+                multiply_lanes(
+                    positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0
+                )
+            else:
+                multiply(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0)
+            if g.out_c == 1:
+                write_positions(g, kind, sums, width, runs, run_count, channel, channels)
+            elif plain and run_count == 1 and g.out_w == 1:
+                y = shift(pointer(g.out, kind), load(runs, 2) + channel * g.out_c)
+                transpose(lanes, sums, width, y, g.out_c, positions, channels)
+            else:
+                ld = -(-positions // lanes) * lanes
+                transpose(lanes, sums, width, turned, ld, ld, -(-channels // lanes) * lanes)
+                write_channels(g, kind, turned, ld, runs, run_count, channel, channels)
+
+
+class Prepared(NamedTuple):
+    """A correlation's plan, its part of the Layout, and the arrays whose addresses that holds."""
+
+    plan: blocking.DirectForward
+    fixed: tuple[int, ...]
+    kept: tuple[np.ndarray, ...]
+
+
+def _taps(c: Correlation, slab_rows: int, slab_columns: int, pixel: int) -> np.ndarray:
+    """Slab offsets of every tap, in the order of the packed weights: (depth, row, column)."""
+    _, h, w = c.axes
+    d, r, s = np.ogrid[: c.kernel[0], : c.kernel[1], : c.kernel[2]]
+    return np.ascontiguousarray(((d * slab_rows + r * h.dilation) * slab_columns + s * w.dilation) * pixel, np.int64)
+
+
+def _fixed(
+    c: Correlation, slabs: Slabs, block: Block, scratch: tuple[int, ...], rows: np.ndarray, tap_length: int,
+    tap_step: int, k_parts: int,
+) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:  # fmt: skip
+    """The constant part of a Layout, and the arrays whose addresses are in it."""
+    depth, height, width = c.axes
+    segments, segment_count = c.segments
+    fixed = (
+        sum(scratch), *(scratch + (0,) * 5)[:5],
+        address(depth.source), address(height.source), address(segments), segment_count,
+        address(rows), rows.size, tap_length, tap_step,
+        c.batch, c.groups, c.group_inputs, c.group_outputs,
+        int(slabs.by_lane), slabs.count, slabs.pixel, slabs.outputs, slabs.blocks, k_parts,
+        block.images, block.rows, block.columns, block.slab_rows, block.slab_columns,
+        depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
+    )  # fmt: skip
+    return fixed, (depth.source, height.source, segments, rows)
+
+
+def _taps(c: Correlation, block: Block, pixel: int) -> np.ndarray:
+    """Slab offsets of every tap, in the order of the packed weights: (depth, row, column)."""
+    _, h, w = c.axes
+    d, r, s = np.ogrid[: c.kernel[0], : c.kernel[1], : c.kernel[2]]
+    return ((d * block.slab_rows + r * h.dilation) * block.slab_columns + s * w.dilation) * pixel
+
+
+@lru_cache(maxsize=256)
+def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    """The plan of one of blocking's cached correlations, which compare by identity."""
+    plan = blocking.direct_forward(c, itemsize, threads, columns(itemsize))
+    taps, length = _taps(c, plan.block, plan.slabs.pixel), c.group_inputs
+    if c.axes[2].dilation == 1 and c.taps:  # the taps of a kernel row touch: one piece
+        taps, length = taps[:, :, 0], length * c.axes[2].kernel
+    step = columns(itemsize) if plan.slabs.by_lane else 1
+    return _fixed(c, plan.slabs, plan.block, plan.scratch, taps.ravel(), length, step, plan.k_parts)
+
+
+def _correlate(
+    c: Correlation, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
+    out: np.ndarray, activation: str | None, scratch: int, threads: int,
+) -> None:  # fmt: skip
+    """One correlation of lifted arrays."""
+    fixed, _ = _prepare(c, out.itemsize, threads)
+    call = (
+        *layout(x),
+        *layout(out),
+        *((0,) * 6 if residual is None else layout(residual)),
+        0 if bias is None else address(bias),
+        activation_id(activation),
+        address(packed),
+        scratch,
+    )
+    table = np.array(call + fixed, np.int64)
+    run_shares(forward_range, threads, table, KIND[out.dtype])
+
+
+def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
+    """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
+    width = columns(w.itemsize)
+    slabs = blocking.slabs(c, w.itemsize, width)
+    size = slabs.count * slabs.blocks * c.taps * c.group_inputs * width
+    packed = scratch.take(size, w.dtype) if scratch else aligned_empty(size, w.dtype)
+    if size:
+        pack_columns(w, packed, slabs.by_lane, width, threads)
+    return packed
+
+
+@in_float32
+def forward(
+    geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
+    out: np.ndarray, *, activation: str | None = None, packed: Any = None, workspace: np.ndarray, threads: int = 1,
+) -> None:  # fmt: skip
+    """``out = activation(conv(x, w) + bias + residual)``; the arguments of the kernel contract."""
+    if not out.size:
+        return
+    c = blocking.correlation(geometry)
+    scratch = Workspace(workspace)
+    if packed is None:
+        packed = _pack(c, weight_view(geometry, w), scratch, threads)
+    with writable(out) as target:
+        other = None if residual is None else lifted(residual)
+        _correlate(c, lifted(x), packed, bias_row(bias), other, target, activation, scratch.rest(), threads)
+
+
+@in_float32
+def grad_input(
+    geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
+    out: np.ndarray, *, activation: str | None = None, packed: Any = None, workspace: np.ndarray, threads: int = 1,
+) -> None:  # fmt: skip
+    """``out = activation(gradient of the input + bias + residual)``: also the transposed convolution."""
+    if not out.size:
+        return
+    with writable(out) as target:
+        other = None if residual is None else lifted(residual)
+        correlate_phases(
+            _pack_phase, _correlate, geometry, lifted(dy), w, bias_row(bias), other, target, activation, packed,
+            Workspace(workspace), threads,
+        )  # fmt: skip
+
+
+def _pack_phase(
+    c: Correlation, phase: Phase, geometry: ConvGeometry, w: np.ndarray, scratch: Workspace | None, threads: int
+) -> np.ndarray:
+    return _pack(c, phase_weights(geometry, phase, w), scratch, threads)
+
+
+def pack_forward(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
+    """Weights packed for ``forward`` (in float32 where they have 16 bits)."""
+    return _pack(blocking.correlation(geometry), weight_view(geometry, computable(w)), None, 1)
+
+
+def pack_grad_input(geometry: ConvGeometry, w: np.ndarray) -> list[np.ndarray]:
+    """Weights packed for ``grad_input``, one array a phase."""
+    w = computable(w)
+    return [_pack_phase(c, phase, geometry, w, None, 1) for phase, c in blocking.phase_correlations(geometry)]
+
+
+# ------------------------------------------------------------------------------------------- weight gradient
+
+
+class Chunk(NamedTuple):
+    """A chunk of output positions whose products are added to ``sums``; all threads share its packed operands."""
+
+    slab: int
+    dy: int
+    sums: int
+    rows: int  # of a k block of sums
+    padded_rows: int
+    pass_rows: int
+    index: int  # of the slab
+    n0: int
+    od: int
+    oh0: int
+    ow0: int
+    accumulate: int
+
+
+_CHUNK_FIELDS = len(Chunk._fields)
+
+
+@jit
+def pack_chunk_range(t, threads, table, chunk, kind):
+    """Share ``t`` of packing a chunk's input rows and dy; the Layout's ``out`` is dy."""
+    g, h = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS)), Chunk(*to_fixed_tuple(carray(pointer(chunk, chunk), _CHUNK_FIELDS), _CHUNK_FIELDS))
+    lanes = vector_lanes(kind)
+    width = 2 * lanes
+    images, rows = min(g.images, g.batch - h.n0), min(g.rows, g.out_height - h.oh0)
+    columns = min(g.columns, g.out_width - h.ow0)
+    n = g.images * g.kernel_d * g.slab_rows
+    slab, first, last = pointer(h.slab, kind), n * t // threads, n * (t + 1) // threads
+    pack_slab(g, kind, table, slab, h.index, h.n0, images, h.od, h.oh0, rows, h.ow0, columns, first, last)
+    n = g.k_blocks * images * rows
+    for j in range(n * t // threads, n * (t + 1) // threads):
+        k_block, image, row = j // (images * rows), j // rows % images, j % rows
+        channel = h.index * g.slab_outputs + k_block * width
+        channels = min(width, g.slab_outputs - k_block * width, g.groups * g.group_outputs - channel)
+        where = (h.n0 + image) * g.out_n + h.od * g.out_d + (h.oh0 + row) * g.out_h + h.ow0 * g.out_w
+        source = shift(pointer(g.out, kind), where + channel * g.out_c)
+        target = shift(pointer(h.dy, kind), j * columns * width)
+        gather(lanes, source, g.out_c, g.out_w, target, width, channels, columns)
+
+
+@jit
+def sum_chunk_range(t, threads, table, chunk, kind):
+    """Share ``t`` of the sums over a chunk: whole tiles of the weight gradient, so no sum has two owners."""
+    g, h = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS)), Chunk(*to_fixed_tuple(carray(pointer(chunk, chunk), _CHUNK_FIELDS), _CHUNK_FIELDS))
+    width = 2 * vector_lanes(kind)
+    images, rows = min(g.images, g.batch - h.n0), min(g.rows, g.out_height - h.oh0)
+    columns = min(g.columns, g.out_width - h.ow0)
+    slab, dy, sums = pointer(h.slab, kind), pointer(h.dy, kind), pointer(h.sums, kind)
+    taps, segments = pointer(g.taps, table), pointer(g.scratch + t * g.thread_bytes, table)
+    n = images * rows
+    for j in range(n):
+        row = j // rows * g.kernel_d * g.slab_rows + j % rows * g.stride_h
+        store(segments, j, row * g.slab_columns * g.pixel)
+    row_tiles = -(-h.rows // TILE_ROWS)
+    items = g.k_blocks * row_tiles
+    for j in range(0, n, h.pass_rows):
+        count = min(h.pass_rows, n - j)
+        accumulate = h.accumulate or j > 0
+        for item in range(items * t // threads, items * (t + 1) // threads):
+            k_block, i = item // row_tiles, item % row_tiles * TILE_ROWS
+            height = min(TILE_ROWS, h.rows - i)
+            b = shift(dy, (k_block * n + j) * columns * width)
+            c = shift(sums, (k_block * h.padded_rows + i) * width)
+            rows_at, pieces, step = shift(taps, i), shift(segments, j), g.stride_w * g.pixel
+            if g.by_lane:
+                multiply_lanes(height, count, pieces, columns, step, slab, rows_at, b, c, width, accumulate)
+            else:
+                multiply(height, count, pieces, columns, step, slab, rows_at, b, c, width, accumulate)
+
+
+@lru_cache(maxsize=256)
+def _prepare_weight(c: Correlation, itemsize: int) -> tuple[DirectWeight, tuple[int, ...], tuple[np.ndarray, ...]]:
+    plan = blocking.direct_weight(c, itemsize, columns(itemsize))
+    by_lane = plan.slabs.by_lane
+    taps = _taps(c, plan.chunk, plan.slabs.pixel).reshape(-1, 1)
+    rows = (taps + np.arange(c.group_inputs) * (columns(itemsize) if by_lane else 1)).ravel()
+    rows = np.concatenate((rows, np.full(TILE_ROWS, rows[-1])))  # the last tile's spare rows repeat a valid one
+    return plan, *_fixed(c, plan.slabs, plan.chunk, (plan.segments_bytes,), rows, 0, 0, 1)
+
+
+@in_float32
+def grad_weight(
+    geometry: ConvGeometry, x: np.ndarray, dy: np.ndarray, out: np.ndarray, *, workspace: np.ndarray, threads: int = 1
+) -> None:
+    """``out[k, c, r] = sum over n, p  x[n, c, p * stride + r * dilation - padding] * dy[n, k, p]``."""
+    if not dy.size or not x.size:
+        out[...] = 0
+        return
+    c = blocking.correlation(geometry)
+    width = columns(out.itemsize)
+    plan, fixed, _ = _prepare_weight(c, out.itemsize)
+    chunk, scratch = plan.chunk, Workspace(workspace)
+    slab, packed_dy, sums = (scratch.take(n, np.dtype(np.uint8)) for n in (plan.slab_bytes, plan.dy_bytes, plan.sum_bytes))
+    x, dy = lifted(x), lifted(dy)
+    call = (*layout(x), *layout(dy), *(0,) * 6, 0, 0, 0, scratch.rest())
+    table, kind = np.array(call + fixed, np.int64), KIND[out.dtype]
+    starts = itertools.product(
+        range(0, c.batch, chunk.images), range(c.out[0]), range(0, c.out[1], chunk.rows), range(0, c.out[2], chunk.columns)
+    )
+    starts_list = list(starts)
+    block_stride = plan.padded_rows * width
+    with writable(out) as target:
+        w = weight_view(geometry, target)
+        for index in range(plan.slabs.count):
+            for i, (n0, od, oh0, ow0) in enumerate(starts_list):
+                fields = Chunk(
+                    address(slab), address(packed_dy), address(sums), plan.rows, plan.padded_rows, plan.pass_rows,
+                    index, n0, od, oh0, ow0, int(i > 0),
+                )  # fmt: skip
+                arguments = (table, np.array(fields, np.int64), kind)
+                run_shares(pack_chunk_range, threads, *arguments)
+                run_shares(sum_chunk_range, threads, *arguments)
+            first = index * plan.slabs.blocks
+            blocks = range(first, first + plan.slabs.blocks)
+            unpack_columns(sums, blocks, block_stride, w, plan.slabs.by_lane, width, threads)

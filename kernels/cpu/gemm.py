@@ -1,0 +1,84 @@
+"""Building blocks around the register tiles: products of any height, transposed and strided copies.
+
+All take pointers (see ``simd``), so none cares which array an address lies in.
+"""
+
+from __future__ import annotations
+
+from .compile import jit
+from .simd import (
+    SMALL_ROWS,
+    TILE_ROWS,
+    copy,
+    lane_tile,
+    load,
+    shift,
+    small_lane_tile,
+    small_tile,
+    store,
+    tile,
+    transpose_part,
+    transpose_square,
+)
+
+
+@jit(inline=True)
+def multiply(height, segment_count, segments, length, step, a, rows, b, c, ldc, accumulate):
+    """C[i][:] (+)= the tiles' sum for i < height; C and ``rows`` must reach to a whole tile (see ``simd``)."""
+    i = 0
+    while i < height:
+        if height - i <= SMALL_ROWS:
+            small_tile(segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, accumulate)
+            i += SMALL_ROWS
+        else:
+            tile(segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, accumulate)
+            i += TILE_ROWS
+
+
+@jit(inline=True)
+def multiply_lanes(height, segment_count, segments, length, step, a, rows, b, c, ldc, accumulate):
+    """``multiply`` with lane-by-lane products."""
+    i = 0
+    while i < height:
+        if height - i <= SMALL_ROWS:
+            small_lane_tile(
+                segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, accumulate
+            )
+            i += SMALL_ROWS
+        else:
+            lane_tile(segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, accumulate)
+            i += TILE_ROWS
+
+
+@jit(inline=True)
+def zero(target, n):
+    for i in range(n):
+        store(target, i, 0.0)
+
+
+@jit(inline=True)
+def transpose(lanes, source, lds, target, ldt, n, m):
+    """``target[j * ldt + i] = source[i * lds + j]`` for i < n, j < m, in squares of ``lanes``."""
+    for i in range(0, n, lanes):
+        for j in range(0, m, lanes):
+            s, t = shift(source, i * lds + j), shift(target, j * ldt + i)
+            if i + lanes <= n and j + lanes <= m:
+                transpose_square(s, lds, t, ldt)
+            else:
+                transpose_part(s, lds, t, ldt, min(lanes, n - i), min(lanes, m - j))
+
+
+@jit(inline=True)
+def gather(lanes, source, channel_stride, position_stride, target, ldt, channels, positions):
+    """``target[p * ldt + c] = source[c * channel_stride + p * position_stride]``: channels-last, whatever the source."""
+    if position_stride == 1 and channels > 1:
+        transpose(lanes, source, channel_stride, target, ldt, channels, positions)
+    elif channel_stride == 1:
+        for p in range(positions):
+            copy(shift(source, p * position_stride), shift(target, p * ldt), channels)
+    elif ldt == 1 and position_stride == 1:
+        copy(source, target, positions)
+    else:
+        for p in range(positions):
+            for c in range(channels):
+                store(target, p * ldt + c, load(source, c * channel_stride + p * position_stride))

@@ -1,0 +1,256 @@
+"""Pooling on the CPU: maximum, minimum, average and Lp norm, their gradients, and unpooling.
+
+    y[n, c, o]  =  reduce over taps j of  x[n, c, o*s + j*d - before]          and the transposed sums for gradients
+
+Shapes and meanings are the kernel contract's (:mod:`fastconv.kernels`). Work is cut into rows of the output (scatters:
+planes or blocks of channels), each written by one thread in a fixed order, so results do not depend on ``threads``.
+
+**How.** Arrays are read where they lie if they are contiguous channels-first or channels-last; any other strides cost
+one copy. :mod:`.pool_walk` turns the geometry into strips of a row, and three kernels reduce them a vector at a time
+with the window's taps innermost, in registers: ``_extreme`` (maximum; a minimum is the maximum of -x), ``_extreme_at``
+(with indices), ``_sum`` (average and Lp norm, and, transposed, their gradients, which gather and write each element
+once). Only the maximum's gradient and unpooling scatter, serially within a plane.
+Edges need no branches: a masked load reads nothing outside its row and shows -inf or 0 there.
+
+**Speed** is memory's for all but the smallest maps. It loses where vectors are mostly empty: channels-last with
+C below a vector's lanes, rows shorter than one, stride 3 and more channels-first (element loads).
+
+**Semantics.** NaN propagates and counts as larger (minimum: smaller) than any number; of equal elements the first has
+the index. A window without an element gives -inf (minimum: inf), index -1, average and norm 0.
+
+**Error.** Sums run in x's precision u (16-bit: float32's): down each column of a window, then over the columns, and for
+windows reduced across over the lanes in a tree. A term of a window of n elements meets at most n - 1 additions, then
+divisor and division round: an average is within γ_{n+1} of the mean absolute value (γ_k = ku / (1 - ku)), whatever the
+order, and an L1 or L2 norm within γ_{n+2} of itself. Other p are computed in float64. The maximum is exact.
+Gradients: n counts the windows that cover an element; dy over the divisor may round before them, so γ_{n+1}, and
+γ_{n+4} of the sum of absolute values for the norm's.
+
+Planes (rows x width, and x channels if channels-last) have fewer than 2^31 elements: indices are int32 inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry import PoolGeometry
+from . import pool_kernels as kernels
+from .pool_walk import Walk, divisors, forward_walk, transposed_walk, uniform_divisor
+from .simd import lanes
+from .threads import run
+
+Array = NDArray[Any]
+
+SERIAL_BYTES = 1 << 17
+"""Below this many bytes read and written one thread is used: 10 µs of work, against 2 to 10 µs to wake another."""
+
+
+# --- the contract's functions ---
+
+
+def max_forward(geometry: PoolGeometry, x: Array, indices: Array | None, out: Array, *, threads: int = 1) -> None:
+    """Maximum of each window, and where it was first met.
+
+    >>> g = PoolGeometry(1, 1, (4,), (2,), kernel_size=(2,), stride=(2,), padding=((0, 0),))
+    >>> y = np.empty((1, 1, 2))
+    >>> max_forward(g, np.array([[[1.0, 3.0, 5.0, 4.0]]]), None, y)
+    >>> y
+    array([[[3., 5.]]])
+    """
+    _extreme_forward("largest", geometry, x, indices, out, threads)
+
+
+def min_forward(geometry: PoolGeometry, x: Array, indices: Array | None, out: Array, *, threads: int = 1) -> None:
+    """Minimum of each window, and where it was first met."""
+    _extreme_forward("smallest", geometry, x, indices, out, threads)
+
+
+def avg_forward(geometry: PoolGeometry, x: Array, out: Array, *, threads: int = 1) -> None:
+    """Sum of each window over its divisor."""
+    _sum_forward("sum_of_windows", geometry, x, out, True, threads)
+
+
+def lp_forward(geometry: PoolGeometry, x: Array, out: Array, *, threads: int = 1) -> None:
+    """(sum of x^p)^(1/p) of each window, p = ``geometry.norm_type``."""
+    p = geometry.norm_type
+    if p in (1, 2):
+        _sum_forward("sum_of_windows" if p == 1 else "root_of_squares", geometry, x, out, False, threads)
+        return
+    y = np.empty_like(out, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        _sum_forward("sum_of_windows", geometry, x.astype(np.float64) ** p, y, False, threads)
+        out[...] = y ** (1 / p)
+
+
+def max_grad_input(geometry: PoolGeometry, dy: Array, indices: Array, out: Array, *, threads: int = 1) -> None:
+    """Each element of dy is added where its index points."""
+    _scatter(dy, indices, out, True, threads)
+
+
+min_grad_input = max_grad_input
+
+
+def avg_grad_input(geometry: PoolGeometry, dy: Array, out: Array, *, threads: int = 1) -> None:
+    """Each element of ``out`` is the sum of dy over divisor of the windows that cover it."""
+    divisor = uniform_divisor(geometry)
+    if divisor is None:
+        dy = dy.astype(_compute_dtype(dy), copy=False)
+        dy = dy / divisors(geometry).astype(dy.dtype)
+        divisor = 1
+    _sum_transposed(geometry, dy, out, divisor, threads)
+
+
+def lp_grad_input(geometry: PoolGeometry, x: Array, y: Array, dy: Array, out: Array, *, threads: int = 1) -> None:
+    """x^(p-1) times the sum of dy * y^(1-p) over the windows that cover the element; windows with y = 0 give 0."""
+    p = geometry.norm_type
+    dtype = _compute_dtype(x) if p in (1, 2) else np.dtype(np.float64)
+    x, y, dy = (a.astype(dtype, copy=False) for a in (x, y, dy))
+    with np.errstate(all="ignore"):
+        slope = np.where(y == 0, 0, dy if p == 1 else dy / y if p == 2 else dy * y ** (1 - p)).astype(dtype, copy=False)
+        gathered = np.empty_like(out, dtype=dtype)
+        _sum_transposed(geometry, slope, gathered, 1, threads)
+        if p != 1:
+            gathered *= np.where(gathered == 0, 0, x if p == 2 else x ** (p - 1))
+        out[...] = gathered
+
+
+def unpool_forward(geometry: PoolGeometry, x: Array, indices: Array, out: Array, *, threads: int = 1) -> None:
+    """Zeros, and each element of x where its index points; of equal indices the last one stays.
+
+    ``geometry`` is the pooling's that is undone, and only the arrays' shapes matter: x and indices alike, out any.
+    Indices outside the plane are skipped.
+    """
+    _scatter(x, indices, out, False, threads)
+
+
+def unpool_grad_input(geometry: PoolGeometry, dy: Array, indices: Array, out: Array, *, threads: int = 1) -> None:
+    """Each element of ``out`` is dy where its index points, 0 where that is outside the plane."""
+    if out.size == 0:
+        return
+    last = _is_channels_last(out)
+    target = _output(out, last, _compute_dtype(out))
+    source, where_from = _flat(dy, last, target.dtype), _flat(indices, last, indices.dtype)
+    channels = out.shape[1] if last else 1
+    planes, inputs = out.shape[0] * (1 if last else out.shape[1]), _plane_size(dy) * channels
+    _run("gather_by_index", threads, planes, inputs, channels, where_from, source, target)
+    _finish(target, out, last)
+
+
+# --- preparing arrays ---
+
+
+def _extreme_forward(
+    which: str, geometry: PoolGeometry, x: Array, indices: Array | None, out: Array, threads: int
+) -> None:
+    if out.size == 0:
+        return
+    last = _is_channels_last(x)
+    dtype = _compute_dtype(x)
+    source, target = _flat(x, last, dtype), _output(out, last, dtype)
+    walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype)
+    tables = (walk.depth, walk.height, walk.strips, walk.steps)
+    at = None if indices is None else _output(indices, last, indices.dtype)
+    if at is None or walk.across:
+        _run(f"{which}_of_windows", threads, *tables, source, target)
+        if at is not None:
+            _run("find_in_windows", threads, *tables, source, at, target)
+    else:
+        _run(f"{which}_of_windows_at", threads, *tables, walk.width[0], source, at, target)
+    if indices is not None and at is not None:
+        _finish(at, indices, last)
+    _finish(target, out, last)
+
+
+def _sum_forward(kernel: str, geometry: PoolGeometry, x: Array, out: Array, average: bool, threads: int) -> None:
+    last = _is_channels_last(x)
+    dtype = _compute_dtype(x)
+    walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype)
+    _sums(kernel, walk, x, out, last, dtype, average, threads)
+
+
+def _sum_transposed(geometry: PoolGeometry, dy: Array, out: Array, divisor: float, threads: int) -> None:
+    last = _is_channels_last(out)
+    dtype = _compute_dtype(dy)
+    walk = transposed_walk(geometry, last, lanes(dtype.itemsize), dtype, divisor)
+    _sums("sum_of_windows", walk, dy, out, last, dtype, divisor != 1, threads)
+
+
+def _sums(kernel: str, walk: Walk, x: Array, out: Array, last: bool, dtype: Any, divide: bool, threads: int) -> None:
+    if out.size == 0:
+        return
+    source, target = _flat(x, last, dtype), _output(out, last, dtype)
+    _run(
+        kernel,
+        threads,
+        walk.depth,
+        walk.height,
+        walk.strips,
+        walk.steps,
+        walk.width,
+        divide,
+        *walk.divisors,
+        source,
+        target,
+    )
+    _finish(target, out, last)
+
+
+def _scatter(dy: Array, indices: Array, out: Array, accumulate: bool, threads: int) -> None:
+    if out.size == 0:
+        return
+    last = _is_channels_last(out)
+    target = _output(out, last, _compute_dtype(out))
+    source, to = _flat(dy, last, target.dtype), _flat(indices, last, indices.dtype)
+    channels = out.shape[1] if last else 1
+    planes = out.shape[0] * (1 if last else out.shape[1])
+    _run("scatter_by_index", threads, accumulate, planes, channels, to, source, target)
+    _finish(target, out, last)
+
+
+def _run(kernel: str, threads: int, *arguments: Any) -> None:
+    moved = sum(a.nbytes for a in arguments if isinstance(a, np.ndarray))
+    parallel = getattr(kernels, f"{kernel}_parallel")
+    run(getattr(kernels, kernel), parallel, threads if moved >= SERIAL_BYTES else 1, *arguments)
+
+
+def _compute_dtype(a: Array) -> np.dtype[Any]:
+    return np.dtype(np.float32) if a.dtype.itemsize == 2 else a.dtype
+
+
+def _is_channels_last(a: Array) -> bool:
+    """Whether channels lie closer together than pixels."""
+    pixel = min((abs(s) for s, size in zip(a.strides[2:], a.shape[2:], strict=True) if size > 1), default=0)
+    return a.shape[1] > 1 and abs(a.strides[1]) < pixel
+
+
+def _in_order(a: Array, last: bool) -> Array:
+    return np.moveaxis(a, 1, -1) if last else a
+
+
+def _plane_size(a: Array) -> int:
+    return int(np.prod(a.shape[2:], dtype=np.int64))
+
+
+def _flat(a: Array, last: bool, dtype: Any) -> Array:
+    """The array as a read-only contiguous vector, copied if it is neither that nor aligned nor of the dtype."""
+    flat = np.require(_in_order(a, last), dtype, ["C", "ALIGNED"]).reshape(-1)
+    flat.flags.writeable = False  # one compiled version serves writable and read-only arrays
+    return flat
+
+
+def _output(a: Array, last: bool, dtype: Any) -> Array:
+    """A contiguous vector to write in place of ``a``: its own memory if possible."""
+    ordered = _in_order(a, last)
+    if ordered.flags.c_contiguous and ordered.flags.aligned and ordered.dtype == dtype:
+        return ordered.reshape(-1)
+    return np.empty(a.size, dtype)
+
+
+def _finish(flat: Array, a: Array, last: bool) -> None:
+    """Copy what was written to ``a``, if it was not written there."""
+    ordered = _in_order(a, last)
+    if not np.may_share_memory(flat, a):
+        with np.errstate(over="ignore"):
+            ordered[...] = flat.reshape(ordered.shape)

@@ -1,0 +1,244 @@
+"""How a pooling kernel walks its arrays: geometry turned into tables, in plain Python and cached.
+
+Every pooling, and every gradient of a sum, is a reduction of windows of an array seen as
+
+    planes x depth x height x row,        a row: width numbers (channels first) or width x C (channels last)
+
+and written row by row. Depth and height say, for each output position, where the window starts and how many taps it
+has. A row of output is cut into *strips*, runs of outputs that a vector can walk, one output a lane:
+
+    channels first, stride 2, kernel 3               channels last
+      row      . 0 1 2 3 4 5 6 7 8 ...                 row    c c c c | c c c c | c c c c | ...   pixels of C channels
+      tap 0    ^   ^   ^   ^                           tap 0  ^ ^ ^ ^
+      tap 1      ^   ^   ^   ^                         tap 1            ^ ^ ^ ^
+      tap 2        ^   ^   ^   ^
+      one strip, step 2, tap_step 1                    a strip a pixel, step 1, tap_step C
+
+    output l of a strip, tap j:   row[start + l * step + j * tap_step]  ->  out[out_start + l]
+
+where positions outside [0, limit) hold no element. Windows much wider than apart (global pooling) are walked the
+other way: lanes are neighbouring elements of one window, combined at the end (``across``).
+
+The gradient of a sum is a sum too: element i receives from the outputs whose windows cover it, and those outputs are
+a window of the output (``_transposed``). So each element is written once, by one thread. On channels-first rows with a
+stride these windows are irregular, and each lane looks up its own (step 0).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry import PoolGeometry, Windows
+
+Table = NDArray[np.int64]
+
+STRIDED = 4  # a load of stride 3 or more is a gather, which costs about as much as 4 loads
+SHORT_ROW = 64  # rows pooled whole are merged below this size: longer ones fill vectors, and sum in two levels
+COMBINE = 3  # combining the lanes of a vector, in loads
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """The tables of one reduction, as the kernels take them. See the module's text for the strips."""
+
+    depth: Table  # (outputs, 2): first tap, taps
+    height: Table
+    strips: Table  # (strips, 6): start, taps, limit, out_start, length, column of the first tap
+    steps: tuple[int, ...]  # in the order of ``_walk``
+    width: NDArray[np.int32]  # (2, outputs): first column of each window (-1: it is empty), taps
+    divisors: tuple[NDArray[Any], ...]  # along depth, height, and the strips or a single strip's outputs
+    across: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """One pooled axis: its windows, and (kernel, stride, padding before, dilation) if they are regular."""
+
+    size: int
+    windows: Windows
+    regular: tuple[int, int, int, int] | None
+
+    @property
+    def outputs(self) -> int:
+        return len(self.windows.start)
+
+    def is_whole(self) -> bool:
+        """One window, the whole axis."""
+        w = self.windows
+        return self.outputs == 1 and w.count[0] == self.size and w.dilation == 1
+
+
+@lru_cache(maxsize=256)
+def forward_walk(geometry: PoolGeometry, channels_last: bool, lanes: int, dtype: np.dtype[Any]) -> Walk:
+    """The walk from an input to its pooled output. ``dtype`` is that of the divisors.
+
+    >>> g = PoolGeometry(1, 1, (8,), (4,), (2,), (2,), ((0, 0),))
+    >>> w = forward_walk(g, channels_last=False, lanes=4, dtype=np.dtype(np.float32))
+    >>> w.strips.tolist()  # one strip: from column 0 of 8, 2 taps; to column 0, 4 outputs
+    [[0, 2, 8, 0, 4, 0]]
+    """
+    depth, height, width = axes = _axes(geometry, channels_last)
+    channels = geometry.channels if channels_last else 1
+    across = not channels_last and _across_is_faster(width, lanes)
+    if channels_last:
+        strips, step, tap_step = _pixel_strips(width, channels), 1, width.windows.dilation * channels
+    elif across:
+        windows = zip(width.windows.start, width.windows.count, strict=True)
+        strips = [(s, -(-n // lanes), s + n, o, 1, s) for o, (s, n) in enumerate(windows)]
+        step, tap_step = 1, lanes
+    else:
+        strips, step, tap_step = _row_strip(width)
+    divisors = tuple(d.astype(dtype) for d in _divisors(geometry, axes))
+    return _walk(depth, height, width, channels, strips, step, tap_step, across, divisors)
+
+
+@lru_cache(maxsize=256)
+def transposed_walk(
+    geometry: PoolGeometry, channels_last: bool, lanes: int, dtype: np.dtype[Any], divisor: float = 1
+) -> Walk:
+    """The walk from the gradient of the output to that of the input: sums over the windows that cover an element.
+
+    >>> g = PoolGeometry(1, 1, (8,), (4,), (2,), (2,), ((0, 0),))
+    >>> w = transposed_walk(g, channels_last=False, lanes=4, dtype=np.dtype(np.float32))
+    >>> w.width.tolist()  # the output that covers each element, and how many do
+    [[0, 0, 1, 1, 2, 2, 3, 3], [1, 1, 1, 1, 1, 1, 1, 1]]
+    """
+    axes = _axes(geometry, channels_last)
+    depth, height, width = (_transposed(axis) for axis in axes)
+    channels = geometry.channels if channels_last else 1
+    if channels_last:
+        strips, step, tap_step = _pixel_strips(width, channels), 1, width.windows.dilation * channels
+    elif width.regular is not None:
+        strips, step, tap_step = _row_strip(width)
+    else:
+        strips, step, tap_step = [(0, width.windows.count.max(), 0, 0, width.outputs, 0)], 0, width.windows.dilation
+    ones = tuple(np.ones(n, dtype) for n in (depth.outputs, height.outputs, len(strips)))
+    ones[0][:] = divisor
+    return _walk(depth, height, width, channels, strips, step, tap_step, False, ones)
+
+
+@lru_cache(maxsize=256)
+def uniform_divisor(geometry: PoolGeometry) -> float | None:
+    """The divisor of every window of an average pooling, or None where they differ."""
+    per_axis = [np.unique(d) for d in _divisors(geometry, _axes(geometry, True))]
+    return math.prod(float(d[0]) for d in per_axis) if all(len(d) == 1 for d in per_axis) else None
+
+
+def divisors(geometry: PoolGeometry) -> NDArray[np.float64]:
+    """The divisor of each window of an average pooling: an array of the output's spatial shape."""
+    depth, height, width = _divisors(geometry, _axes(geometry, True))
+    return (depth[:, None, None] * height[:, None] * width).reshape(geometry.output_size)
+
+
+def _pixel_strips(width: _Axis, channels: int) -> list[Any]:
+    """Channels last: a strip for each output pixel, its lanes the channels."""
+    windows = enumerate(zip(width.windows.start, width.windows.count, strict=True))
+    return [(s * channels, n, width.size * channels, o * channels, channels, s) for o, (s, n) in windows]
+
+
+def _row_strip(width: _Axis) -> tuple[list[Any], int, int]:
+    """Channels first, regular windows: the row is one strip, its lanes neighbouring outputs."""
+    assert width.regular is not None
+    kernel, stride, before, dilation = width.regular
+    return [(-before, kernel, width.size, 0, width.outputs, -before)], stride, dilation
+
+
+def _walk(
+    depth: _Axis, height: _Axis, width: _Axis, channels: int, strips: list[Any], step: int, tap_step: int,
+    across: bool, divisors: tuple[NDArray[Any], ...],
+) -> Walk:  # fmt: skip
+    windows, in_row = width.windows, width.size * channels
+    steps = (
+        depth.size * height.size * in_row,  # elements of an input plane
+        height.size * in_row,  # of a slice
+        in_row,  # of a row
+        depth.windows.dilation * height.size * in_row,  # from tap to tap
+        height.windows.dilation * in_row,
+        step,
+        tap_step,
+        width.outputs * channels,  # elements of an output row
+        channels,
+        int(across),
+    )
+    starts = np.where(windows.count > 0, windows.start, -1)
+    tables = np.stack([starts, windows.count]).astype(np.int32)
+    strip_table = np.array(strips, dtype=np.int64).reshape(-1, 6)
+    return Walk(_starts(depth), _starts(height), strip_table, steps, tables, divisors, across)
+
+
+def _starts(axis: _Axis) -> Table:
+    return np.stack([axis.windows.start, axis.windows.count], axis=1).astype(np.int64)
+
+
+def _axes(geometry: PoolGeometry, channels_last: bool) -> list[_Axis]:
+    """Depth, height and width. Channels first, a short axis pooled whole is merged with the one outside it."""
+    lifted = geometry.lifted()
+    axes = []
+    for a in range(3):
+        size, windows = lifted.input_size[a], lifted.windows[a]
+        if not lifted.adaptive:
+            regular = (lifted.kernel_size[a], lifted.stride[a], lifted.padding[a][0], lifted.dilation[a])
+        elif size % lifted.output_size[a] == 0:
+            regular = (size // lifted.output_size[a], size // lifted.output_size[a], 0, 1)
+        else:
+            regular = None
+        axes.append(_Axis(size, windows, regular))
+    if not channels_last:
+        for outer in (1, 0):
+            if axes[2].size < SHORT_ROW and axes[2].is_whole() and axes[outer].windows.dilation == 1:
+                axes[2] = _merged(axes[outer], axes[2])
+                axes[outer] = _ONE
+    return axes
+
+
+_ONE = _Axis(1, Windows(np.zeros(1, np.int64), np.ones(1, np.int64), np.ones(1, np.int64), 1), (1, 1, 0, 1))
+
+
+def _merged(outer: _Axis, inner: _Axis) -> _Axis:
+    """Both axes as one, ``inner`` being pooled whole: a window of m outer elements is a run of m * inner.size."""
+    w, n = outer.windows, inner.size
+    regular = outer.regular and (outer.regular[0] * n, outer.regular[1] * n, outer.regular[2] * n, 1)
+    padded = w.padded_count * inner.windows.padded_count[0]
+    return _Axis(outer.size * n, Windows(w.start * n, w.count * n, padded, 1), regular)
+
+
+def _across_is_faster(width: _Axis, lanes: int) -> bool:
+    if width.regular is None:
+        return True
+    kernel, stride, _, dilation = width.regular
+    down = -(-width.outputs // lanes) * kernel * (stride if stride <= 2 else STRIDED)
+    return dilation == 1 and width.outputs * (-(-kernel // lanes) + COMBINE) < down
+
+
+def _divisors(geometry: PoolGeometry, axes: list[_Axis]) -> tuple[NDArray[np.float64], ...]:
+    """One factor an axis; a window's divisor is their product. At least 1, as the sum of no element is 0."""
+    if geometry.divisor_override is not None:
+        ones = [np.ones(axis.outputs) for axis in axes]
+        ones[0] *= geometry.divisor_override
+        return tuple(ones)
+    counts = (a.windows.padded_count if geometry.count_include_pad else a.windows.count for a in axes)
+    return tuple(np.maximum(count, 1).astype(np.float64) for count in counts)
+
+
+def _transposed(axis: _Axis) -> _Axis:
+    """The axis of a gradient: for each element the outputs whose windows cover it, an arithmetic progression."""
+    w, step, regular = axis.windows, 1, None
+    if axis.regular is not None:
+        kernel, stride, before, dilation = axis.regular
+        step = dilation // math.gcd(stride, dilation)
+        if stride == 1:
+            regular = (kernel, 1, (kernel - 1) * dilation - before, dilation)
+    output = np.repeat(np.arange(axis.outputs), w.count)
+    tap = np.arange(len(output)) - np.repeat(np.cumsum(w.count) - w.count, w.count)
+    element = w.start[output] + tap * w.dilation
+    output, element = output[order := np.argsort(element, kind="stable")], element[order]
+    count = np.bincount(element, minlength=axis.size)
+    start = np.zeros(axis.size, dtype=np.int64)
+    start[count > 0] = output[np.searchsorted(element, np.flatnonzero(count))]
+    return _Axis(axis.outputs, Windows(start, count, count, step), regular)

@@ -1,0 +1,348 @@
+"""Vectors and register tiles for Numba: intrinsics that emit LLVM IR.
+
+Numba compiles plain loops well, but it cannot be told "keep these 28 accumulators in registers". An intrinsic
+can: every accumulator is a phi node of a loop that we write down ourselves, and LLVM keeps each in a register.
+
+    C[i][:] (+)= sum over segments t and k < length of  a[rows[i] + segments[t] + k * step] * b[t, k][:]
+
+            b: one row of COLUMNS numbers a step, packed            A tile holds TILE_ROWS x 2 vectors. The rows
+              +--------+--------+                                   of ``a`` are read in place: ``rows`` says where
+    a[..] ->  |  acc   |  acc   |  x TILE_ROWS                      each begins, ``segments`` where its pieces are.
+              +--------+--------+
+
+``tile`` multiplies a vector of b by one number of ``a`` (a matrix product). ``lane_tile`` multiplies it by a vector
+of ``a`` (every lane is a product of its own: depthwise and grouped convolution). Both serve float32 and float64.
+
+The vector length and the number of registers come from Numba's target: NUMBA_CPU_NAME and NUMBA_CPU_FEATURES
+where set, else the host. Pointers are Numba's ``CPointer``; offsets count elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from .blocking import TILE_VECTORS
+
+
+def _target() -> tuple[int, int]:
+    """Vector length in bytes and number of vector registers."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    enabled = set(features.split(","))
+    if "+avx512f" in enabled:
+        return 64, 32
+    if "+avx2" in enabled:
+        return 32, 16
+    return 16, 32 if triple.startswith(("aarch64", "arm64")) else 16
+
+
+VECTOR_BYTES, _REGISTERS = _target()
+TILE_ROWS = (_REGISTERS - TILE_VECTORS - 1) // TILE_VECTORS  # the others hold a row of b and a number of a
+SMALL_ROWS = TILE_ROWS // 2
+I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_INDEX = types.CPointer(types.int64)
+
+
+def lanes(itemsize: int) -> int:
+    """Elements in one vector."""
+    return VECTOR_BYTES // itemsize
+
+
+def columns(itemsize: int) -> int:
+    """Elements in one row of a tile."""
+    return TILE_VECTORS * VECTOR_BYTES // itemsize
+
+
+class _Vectors:
+    """Vector operations on one element type at a builder's position."""
+
+    def __init__(self, builder: ir.IRBuilder, pointer: Any) -> None:
+        bits = pointer.dtype.bitwidth
+        self.b = builder
+        self.element = ir.FloatType() if bits == 32 else ir.DoubleType()
+        self.align = bits // 8
+        self.lanes = lanes(self.align)
+        self.vector = ir.VectorType(self.element, self.lanes)
+        self.ints = ir.VectorType(I32, self.lanes)
+        self.mask = ir.VectorType(I1, self.lanes)
+        self.name = f"v{self.lanes}f{bits}"
+        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self.undefined = ir.Constant(self.vector, ir.Undefined)
+
+    def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+        signature = ir.FunctionType(result, [a.type for a in arguments])
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, signature, name), arguments)
+
+    def at(self, pointer: ir.Value, offset: ir.Value) -> ir.Value:
+        return self.b.bitcast(self.b.gep(pointer, [offset]), self.vector.as_pointer())
+
+    def load(self, pointer: ir.Value, offset: ir.Value) -> ir.Value:
+        return self.b.load(self.at(pointer, offset), align=self.align)
+
+    def store(self, value: ir.Value, pointer: ir.Value, offset: ir.Value) -> None:
+        self.b.store(value, self.at(pointer, offset), align=self.align)
+
+    def splat(self, scalar: ir.Value) -> ir.Value:
+        v = self.b.insert_element(self.undefined, scalar, ir.Constant(I32, 0))
+        return self.b.shuffle_vector(v, self.undefined, ir.Constant(self.ints, [0] * self.lanes))
+
+    def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        return self.call(f"llvm.fmuladd.{self.name}", self.vector, x, y, z)
+
+    def first(self, n: ir.Value) -> ir.Value:
+        """The mask of the lanes below n, an i64."""
+        none = ir.Constant(self.ints, ir.Undefined)
+        v = self.b.insert_element(none, self.b.trunc(n, I32), ir.Constant(I32, 0))
+        v = self.b.shuffle_vector(v, none, ir.Constant(self.ints, [0] * self.lanes))
+        return self.b.icmp_signed("<", ir.Constant(self.ints, list(range(self.lanes))), v)
+
+    def masked_load(self, pointer: ir.Value, offset: ir.Value, mask: ir.Value) -> ir.Value:
+        align = ir.Constant(I32, self.align)
+        name = f"llvm.masked.load.{self.name}.p0"
+        return self.call(name, self.vector, self.at(pointer, offset), align, mask, self.zero)
+
+    def masked_store(self, value: ir.Value, pointer: ir.Value, offset: ir.Value, mask: ir.Value) -> None:
+        align = ir.Constant(I32, self.align)
+        self.call(f"llvm.masked.store.{self.name}.p0", ir.VoidType(), value, self.at(pointer, offset), align, mask)
+
+    def transposed(self, rows: list[ir.Value]) -> list[ir.Value]:
+        """A square of vectors transposed, in log2(lanes) stages of two-input shuffles."""
+        n = self.lanes
+        step = n // 2
+        while step:
+            low = ir.Constant(self.ints, [i if not i & step else n + i - step for i in range(n)])
+            high = ir.Constant(self.ints, [i + step if not i & step else n + i for i in range(n)])
+            out = list(rows)
+            for i in range(n):
+                if not i & step:
+                    out[i] = self.b.shuffle_vector(rows[i], rows[i + step], low)
+                    out[i + step] = self.b.shuffle_vector(rows[i], rows[i + step], high)
+            rows, step = out, step // 2
+        return rows
+
+
+def _int(value: int) -> ir.Constant:
+    return ir.Constant(I64, value)
+
+
+def _phis(b: ir.IRBuilder, initial: list[ir.Value], source: ir.Block) -> list[ir.PhiInstr]:
+    phis = [b.phi(value.type) for value in initial]
+    for phi, value in zip(phis, initial, strict=True):
+        phi.add_incoming(value, source)
+    return phis
+
+
+def _close(phis: list[ir.PhiInstr], values: list[ir.Value], source: ir.Block) -> None:
+    for phi, value in zip(phis, values, strict=True):
+        phi.add_incoming(value, source)
+
+
+def _make_tile(height: int, by_lane: bool) -> Any:
+    """An intrinsic ``(segment_count, segments, length, step, a, rows, b, c, ldc, accumulate)``."""
+
+    @intrinsic
+    def tile(
+        typingctx: Any, segment_count: Any, segments: Any, length: Any, step: Any,
+        a: Any, rows: Any, b: Any, c: Any, ldc: Any, accumulate: Any,
+    ) -> Any:  # fmt: skip
+        i64 = types.int64
+        signature = types.void(i64, _INDEX, i64, i64, a, _INDEX, b, c, i64, i64)
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            segment_count, segments, length, step, a, rows, b, c, ldc, accumulate = args
+            v = _Vectors(builder, sig.args[4])
+            width = TILE_VECTORS
+            starts = [builder.gep(a, [builder.load(builder.gep(rows, [_int(i)]))]) for i in range(height)]
+            entry = builder.block
+            segment, inner, following, end = (builder.append_basic_block(n) for n in ("segment", "k", "next", "end"))
+            builder.branch(segment)
+
+            builder.position_at_end(segment)
+            outer_phis = _phis(builder, [_int(0), b] + [v.zero] * (height * width), entry)
+            t, b_segment, outer_sums = outer_phis[0], outer_phis[1], outer_phis[2:]
+            offset = builder.load(builder.gep(segments, [t]))
+            pointers = [builder.gep(start, [offset]) for start in starts]
+            builder.branch(inner)
+
+            builder.position_at_end(inner)
+            inner_phis = _phis(builder, [_int(0), _int(0), b_segment, *outer_sums], segment)
+            k, position, b_row, sums = inner_phis[0], inner_phis[1], inner_phis[2], inner_phis[3:]
+            right = [v.load(b_row, _int(j * v.lanes)) for j in range(width)]
+            new = []
+            for i in range(height):
+                if by_lane:
+                    left = [v.load(pointers[i], builder.add(position, _int(j * v.lanes))) for j in range(width)]
+                else:
+                    left = [v.splat(builder.load(builder.gep(pointers[i], [position]), align=v.align))] * width
+                new += [v.multiply_add(left[j], right[j], sums[i * width + j]) for j in range(width)]
+            next_k = builder.add(k, _int(1))
+            next_b = builder.gep(b_row, [_int(width * v.lanes)])
+            _close(inner_phis, [next_k, builder.add(position, step), next_b, *new], inner)
+            builder.cbranch(builder.icmp_signed("<", next_k, length), inner, following)
+
+            builder.position_at_end(following)
+            next_t = builder.add(t, _int(1))
+            _close(outer_phis, [next_t, next_b, *new], following)
+            builder.cbranch(builder.icmp_signed("<", next_t, segment_count), segment, end)
+
+            builder.position_at_end(end)  # C is read last: loading it first would stall the first products
+            plain, plus, done = (builder.append_basic_block(n) for n in ("plain", "plus", "done"))
+            builder.cbranch(builder.icmp_signed("!=", accumulate, _int(0)), plus, plain)
+            for block in (plain, plus):
+                builder.position_at_end(block)
+                for i in range(height):
+                    for j in range(width):
+                        where = builder.add(builder.mul(ldc, _int(i)), _int(j * v.lanes))
+                        value = new[i * width + j]
+                        v.store(value if block is plain else builder.fadd(v.load(c, where), value), c, where)
+                builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile
+
+
+tile = _make_tile(TILE_ROWS, by_lane=False)
+small_tile = _make_tile(SMALL_ROWS, by_lane=False)
+lane_tile = _make_tile(TILE_ROWS, by_lane=True)
+small_lane_tile = _make_tile(SMALL_ROWS, by_lane=True)
+
+
+@intrinsic
+def transpose_square(typingctx: Any, source: Any, lds: Any, target: Any, ldt: Any) -> Any:
+    """``target[j * ldt + i] = source[i * lds + j]`` for a full square of one vector's lanes a side."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, lds, target, ldt = args
+        v = _Vectors(builder, sig.args[0])
+        rows = [v.load(source, builder.mul(lds, _int(i))) for i in range(v.lanes)]
+        for i, row in enumerate(v.transposed(rows)):
+            v.store(row, target, builder.mul(ldt, _int(i)))
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), codegen
+
+
+@intrinsic
+def transpose_part(typingctx: Any, source: Any, lds: Any, target: Any, ldt: Any, n: Any, m: Any) -> Any:
+    """As ``transpose_square`` for i < n and j < m; nothing else is read or written."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, lds, target, ldt, n, m = args
+        v = _Vectors(builder, sig.args[0])
+        reading, writing, none = v.first(m), v.first(n), ir.Constant(v.mask, [0] * v.lanes)
+        rows = []
+        for i in range(v.lanes):
+            mask = builder.select(builder.icmp_signed("<", _int(i), n), reading, none)
+            rows.append(v.masked_load(source, builder.mul(lds, _int(i)), mask))
+        for i, row in enumerate(v.transposed(rows)):
+            mask = builder.select(builder.icmp_signed("<", _int(i), m), writing, none)
+            v.masked_store(row, target, builder.mul(ldt, _int(i)), mask)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(source, i64, target, i64, i64, i64), codegen
+
+
+@intrinsic
+def copy(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
+    """``target[:n] = source[:n]``, a vector at a time, the last one masked."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, target, n = args
+        v = _Vectors(builder, sig.args[0])
+        entry = builder.block
+        head, body, tail = (builder.append_basic_block(name) for name in ("head", "body", "tail"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        (i,) = _phis(builder, [_int(0)], entry)
+        after = builder.add(i, _int(v.lanes))
+        builder.cbranch(builder.icmp_signed("<=", after, n), body, tail)
+        builder.position_at_end(body)
+        v.store(v.load(source, i), target, i)
+        i.add_incoming(after, body)
+        builder.branch(head)
+        builder.position_at_end(tail)
+        mask = v.first(builder.sub(n, i))
+        v.masked_store(v.masked_load(source, i, mask), target, i, mask)
+        return context.get_dummy_value()
+
+    return types.void(source, target, types.int64), codegen
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any, like: Any) -> Any:
+    """The address as a pointer to elements of ``like``'s type."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return types.CPointer(like)(types.int64, like), codegen
+
+
+@intrinsic
+def shift(typingctx: Any, pointer: Any, offset: Any) -> Any:
+    """The pointer, ``offset`` elements on."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.int64), codegen
+
+
+@intrinsic
+def load(typingctx: Any, pointer: Any, offset: Any) -> Any:
+    """``pointer[offset]``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(builder.gep(args[0], [args[1]]))
+
+    return pointer.dtype(pointer, types.int64), codegen
+
+
+@intrinsic
+def store(typingctx: Any, pointer: Any, offset: Any, value: Any) -> Any:
+    """``pointer[offset] = value``, converted to the pointer's type."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], builder.gep(args[0], [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, pointer.dtype), codegen
+
+
+@intrinsic
+def as_bits(typingctx: Any, value: Any) -> Any:
+    """The bits of a float64 as an int64."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], I64)
+
+    return types.int64(types.float64), codegen
+
+
+@intrinsic
+def from_bits(typingctx: Any, bits: Any) -> Any:
+    """The float64 with the bits of an int64."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen
+
+
+@intrinsic
+def vector_lanes(typingctx: Any, like: Any) -> Any:
+    """Lanes of a vector of ``like``'s type, a constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _int(lanes(like.bitwidth // 8))
+
+    return types.int64(like), codegen

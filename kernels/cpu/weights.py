@@ -1,0 +1,145 @@
+"""Packing weights for the tiles, and unpacking a weight gradient computed in packed layout.
+
+    columns (direct):  w (groups, K/groups, C/groups, D, R, S)  <->  [slab][k block][tap][c][lane], blocks of COLUMNS
+    rows (im2col):     the same                                  ->  [group][k block][c][tap][lane], blocks of TILE_ROWS
+
+Lane l of k block b holds output channel b * lanes + l of its slab or group; lanes past the last are zeros.
+By lane, a slab is COLUMNS consecutive output channels of all groups (see ``blocking.Slabs``).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import carray
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
+from .arrays import KIND, address
+from .compile import jit
+from .gemm import transpose, zero
+from .simd import load, pointer, shift, store, vector_lanes
+from .threads import run_shares
+
+
+class Layout(NamedTuple):
+    """What the compiled functions are told."""
+
+    w: int
+    groups: int
+    outputs: int  # of a group
+    inputs: int
+    depth: int
+    rows: int
+    columns: int
+    w_g: int
+    w_k: int
+    w_c: int
+    w_d: int
+    w_r: int
+    w_s: int
+    tap_step: int  # from one tap to the next in w where that is 1 or -1 throughout, else 0
+    packed: int
+    block_stride: int
+    tap_stride: int
+    input_stride: int
+    width: int  # lanes of a block
+    by_lane: int
+    first_block: int
+    blocks: int
+    unpack: int
+
+
+_FIELDS = len(Layout._fields)
+
+
+@jit
+def pack_range(t, threads, table, chunk, kind):
+    """Share ``t`` of the k blocks, packed or unpacked."""
+    g = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS))
+    group_blocks, vector = -(-g.outputs // g.width), vector_lanes(kind)
+    for i in range(g.blocks * t // threads, g.blocks * (t + 1) // threads):
+        block, packed, w = g.first_block + i, shift(pointer(g.packed, kind), i * g.block_stride), pointer(g.w, kind)
+        if g.by_lane:
+            first = block * g.width
+            lanes = min(g.width, g.groups * g.outputs - first)
+        else:
+            first = block % group_blocks * g.width
+            lanes = min(g.width, g.outputs - first)
+            w = shift(w, block // group_blocks * g.w_g)
+        if g.unpack == 0 and lanes < g.width:
+            zero(packed, g.block_stride)
+        taps = g.depth * g.rows * g.columns
+        for c in range(g.inputs):
+            source, target = shift(w, first * g.w_k + c * g.w_c), shift(packed, c * g.input_stride)
+            if g.tap_step and not (g.by_lane and g.outputs > 1):  # the taps lie side by side, in order or backwards
+                if g.tap_step < 0:
+                    source, target = shift(source, 1 - taps), shift(target, (taps - 1) * g.tap_stride)
+                step, lane_stride = g.tap_stride * g.tap_step, g.w_g if g.by_lane else g.w_k
+                if g.by_lane:
+                    source = shift(source, first * (g.w_g - g.w_k))
+                if g.unpack:
+                    transpose(vector, target, step, source, lane_stride, taps, lanes)
+                else:
+                    transpose(vector, source, lane_stride, target, step, lanes, taps)
+                continue
+            for tap in range(taps):
+                d, r, s = tap // (g.rows * g.columns), tap // g.columns % g.rows, tap % g.columns
+                for lane in range(lanes):
+                    where = d * g.w_d + r * g.w_r + s * g.w_s
+                    if g.by_lane:
+                        output = first + lane
+                        where += output // g.outputs * g.w_g + output % g.outputs * g.w_k - first * g.w_k
+                    else:
+                        where += lane * g.w_k
+                    if g.unpack:
+                        store(source, where, load(target, tap * g.tap_stride + lane))
+                    else:
+                        store(target, tap * g.tap_stride + lane, load(source, where))
+
+
+def _tap_step(sizes: tuple[int, ...], strides: list[int]) -> int:
+    for step in (1, -1):
+        expected, ok = step, True
+        for size, stride in zip(sizes[::-1], strides[::-1], strict=True):
+            ok = ok and (size == 1 or stride == expected)
+            expected *= size
+        if ok:
+            return step
+    return 0
+
+
+def _run(
+    w: np.ndarray, packed: int, strides: tuple[int, int, int], width: int, by_lane: bool, blocks: range | None,
+    unpack: bool, threads: int,
+) -> None:  # fmt: skip
+    if blocks is None:
+        groups, outputs = w.shape[:2]
+        blocks = range(-(-groups * outputs // width) if by_lane else groups * -(-outputs // width))
+    w_strides = [stride // w.itemsize for stride in w.strides]
+    fields = Layout(
+        address(w), *w.shape, *w_strides, _tap_step(w.shape[3:], w_strides[3:]), packed, *strides, width, int(by_lane), blocks.start, len(blocks), int(unpack)
+    )  # fmt: skip
+    run_shares(pack_range, threads, np.array(fields, np.int64), KIND[w.dtype])
+
+
+def pack_columns(w: np.ndarray, packed: np.ndarray, by_lane: bool, width: int, threads: int) -> None:
+    """Fill ``packed`` (1-D) from ``w`` (6-D): a row of ``width`` output channels for each (tap, c)."""
+    inputs, taps = w.shape[2], int(np.prod(w.shape[3:]))
+    strides = (inputs * taps * width, inputs * width, width)
+    _run(w, address(packed), strides, width, by_lane, None, False, threads)
+
+
+def pack_rows(w: np.ndarray, packed: np.ndarray, height: int, threads: int) -> None:
+    """Fill ``packed`` (1-D) from ``w`` (6-D): ``height`` output channels side by side for each (c, tap)."""
+    inputs, taps = w.shape[2], int(np.prod(w.shape[3:]))
+    strides = (inputs * taps * height, height, taps * height)
+    _run(w, address(packed), strides, height, False, None, False, threads)
+
+
+def unpack_columns(
+    sums: np.ndarray, blocks: range, block_stride: int, w: np.ndarray, by_lane: bool, width: int, threads: int
+) -> None:
+    """Fill the part of ``w`` that lies in k blocks ``blocks`` from their sums, ``block_stride`` apart."""
+    strides = (block_stride, w.shape[2] * width, width)
+    _run(w, address(sums), strides, width, by_lane, blocks, True, threads)

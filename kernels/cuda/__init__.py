@@ -1,0 +1,1 @@
+"""CUDA kernels, compiled by NVRTC and launched through CuPy."""

@@ -1,0 +1,229 @@
+"""Choosing: no arrays, no kernels; then options, explain, caches and plans through the public functions."""
+
+import threading
+import warnings
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv import dispatch, registry
+from fastconv.dispatch import Options, choose
+from fastconv.problem import adaptive_pool_problem, conv_problem, conv_transpose_problem, pool_problem, unpool_problem
+from fastconv.registry import ROWS, Row, sum_bound
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+LAYOUTS = ("channels_first", "channels_last")
+X, W = np.ones((1, 8, 16, 16), np.float32), np.ones((8, 8, 3, 3), np.float32)
+
+
+def conv_problems():
+    """op × direction × dtype × layout × rank × padding mode, as DESIGN's enumeration asks."""
+    modes = ("zeros", "reflect", "replicate", "circular")
+    for rank, dtype, layout in product((1, 2, 3), DTYPES, LAYOUTS):
+        common = {"dtype": dtype, "layout": layout}
+        x, w = (2, 4) + (6,) * rank, (4, 2) + (3,) * rank
+        for direction, mode in product(("forward", "grad_input", "grad_weight"), modes):
+            yield conv_problem(
+                "conv", rank, x, w, padding=1, padding_mode=mode, groups=2, direction=direction, **common
+            )
+        for direction in ("forward", "grad_input", "grad_weight"):
+            yield conv_transpose_problem(
+                "conv_transpose", rank, x, w, stride=2, groups=2, direction=direction, **common
+            )
+
+
+def pool_problems():
+    for rank, dtype, layout, direction in product((1, 2, 3), DTYPES, LAYOUTS, ("forward", "grad_input")):
+        common = {"dtype": dtype, "layout": layout, "direction": direction}
+        x = (2, 4) + (6,) * rank
+        for kind in ("max_pool", "min_pool", "avg_pool", "lp_pool"):
+            yield pool_problem("pool", rank, kind, x, 3, stride=2, padding=1, **common)
+        for kind in ("max_pool", "avg_pool"):
+            yield adaptive_pool_problem("pool", rank, kind, x, 4, **common)
+        yield unpool_problem("unpool", rank, x, 2, **common)
+
+
+@pytest.mark.parametrize("problems", [conv_problems, pool_problems])
+def test_nothing_is_left_to_the_reference_alone(problems):
+    slow = [str(p) for p in problems() if choose(p).row.family == "reference"]
+    assert slow == []
+
+
+def test_choosing_is_the_same_every_time():
+    problem = conv_problem("conv2d", 2, X.shape, W.shape)
+    assert len({choose(problem, Options(), t).algorithm for t in (1, 1, 1)}) == 1
+
+
+def test_forcing_takes_families_and_refuses_with_the_reason(monkeypatch):
+    problem = conv_problem("conv2d", 2, X.shape, W.shape)
+    for algorithm in ("direct", "im2col", "reference"):
+        assert choose(problem, Options(algorithm=algorithm)).algorithm == algorithm
+    shy = [replace(r, why_not=lambda p: "it is Sunday") if r.algorithm == "im2col" else r for r in ROWS]
+    monkeypatch.setattr(
+        dispatch, "rows_for", lambda *key: tuple(r for r in shy if (r.op, r.direction, r.device) == key)
+    )
+    with pytest.raises(ValueError, match=r"no kernel can run this .*im2col: it is Sunday"):
+        choose(problem, Options(algorithm="im2col"))
+    assert choose(problem).algorithm == "direct"
+
+
+def make_row(**changes) -> Row:
+    """A kernel that exists only in the table."""
+    return replace(
+        next(r for r in ROWS if r.name == "cpu/conv/forward/direct"), algorithm="test", family="test", **changes
+    )
+
+
+@pytest.fixture
+def with_row(monkeypatch):
+    def add(row):
+        monkeypatch.setattr(
+            dispatch, "rows_for", lambda *key: tuple(r for r in (*ROWS, row) if (r.op, r.direction, r.device) == key)
+        )
+        monkeypatch.setattr(dispatch, "ROWS", (*ROWS, row))
+
+    return add
+
+
+PROBLEM = conv_problem("conv2d", 2, X.shape, W.shape)
+
+
+def test_the_fastest_able_row_wins(with_row):
+    with_row(make_row(seconds=lambda p, t: 0.0))
+    assert choose(PROBLEM).algorithm == "test"
+
+
+def test_max_error_is_in_multiples_of_direct(with_row):
+    with_row(make_row(seconds=lambda p, t: 0.0, bound=lambda p: 3 * sum_bound(p)))
+    assert choose(PROBLEM).algorithm == "test"
+    assert choose(PROBLEM, Options(max_error=1)).algorithm == "direct"
+    assert choose(PROBLEM, Options(max_error=3.1)).algorithm == "test"
+
+
+def test_the_default_error_limit_binds_automatic_choice_only(with_row):
+    with_row(make_row(seconds=lambda p, t: 0.0, bound=lambda p: 1e6 * sum_bound(p)))
+    assert choose(PROBLEM).algorithm == "direct"
+    assert choose(PROBLEM, Options(algorithm="test")).algorithm == "test"
+    with pytest.raises(ValueError, match=r"its error bound is 1e\+06 times direct's, max_error=10"):
+        choose(PROBLEM, Options(algorithm="test", max_error=10))
+
+
+def test_workspace_limit_determinism_and_precision(with_row):
+    with_row(make_row(seconds=lambda p, t: 0.0, deterministic=False, precision="tf32"))
+    assert choose(PROBLEM).algorithm == "direct"
+    assert choose(PROBLEM, Options(precision="tf32")).algorithm == "test"
+    assert choose(PROBLEM, Options(precision="tf32", deterministic=True)).algorithm == "direct"
+    with pytest.raises(ValueError, match=r"direct: needs \d+ bytes of workspace, workspace_limit=0"):
+        choose(PROBLEM, Options(algorithm="direct", workspace_limit=0))
+    assert choose(PROBLEM, Options(workspace_limit=0)).algorithm == "reference"
+
+
+def test_a_slow_path_warns():
+    with fc.options(workspace_limit=0), pytest.warns(fc.SlowPathWarning, match="only the float64 reference"):
+        fc.conv2d(X, W)
+    with fc.options(algorithm="reference"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fc.conv2d(X, W)
+
+
+def test_a_device_without_kernels_says_so():
+    with pytest.raises(ValueError, match="no cuda kernel for forward yet; move the arrays to the CPU"):
+        choose(replace(PROBLEM, device="cuda"))
+
+
+def test_options_nest_and_end_with_the_block():
+    before = dispatch.current_options()
+    with fc.options(algorithm="direct"):
+        with fc.options(num_threads=1) as inner:
+            assert inner == dispatch.current_options() == replace(before, algorithm="direct", num_threads=1)
+            assert fc.get_num_threads() == 1
+        assert dispatch.current_options() == replace(before, algorithm="direct")
+    assert dispatch.current_options() == before
+
+
+def test_options_belong_to_their_thread():
+    seen = []
+    with fc.options(algorithm="im2col"):
+        thread = threading.Thread(target=lambda: seen.append(dispatch.current_options().algorithm))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_an_option_names_algorithms_that_poolings_lack():
+    with fc.options(algorithm="im2col"):
+        assert fc.explain(fc.max_pool2d, X, 2).chosen == "direct"
+        assert fc.explain(fc.conv2d, X, W).chosen == "im2col"
+
+
+def test_explain_runs_nothing_and_lists_every_row():
+    out = np.full((1, 8, 14, 14), 7, np.float32)
+    why = fc.explain(fc.conv2d, X, W, out=out)
+    assert (out == 7).all()
+    assert [c.algorithm for c in why.rows] == [r.algorithm for r in registry.rows_for("conv", "forward", "cpu")]
+    assert why.chosen in str(why)
+    assert "predicted" in str(why)
+    assert fc.explain(fc.conv2d, X, W, algorithm="im2col").reason == "algorithm='im2col' was asked for"
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "op", "direction"),
+    [
+        (fc.conv_transpose2d, (X, W), "conv", "grad_input"),
+        (fc.max_pool2d, (X, 2), "max_pool", "forward"),
+        (fc.adaptive_avg_pool2d, (X, 1), "avg_pool", "forward"),
+        (fc.grad.conv2d_weight, (X, (8, 8, 3, 3), np.ones((1, 8, 14, 14), np.float32)), "conv", "grad_weight"),
+    ],
+)
+def test_explain_works_for_every_kind_of_call(function, args, op, direction):
+    problem = fc.explain(function, *args).problem
+    assert (problem.op, problem.direction) == (op, direction)
+
+
+def test_explain_follows_tensors_and_options():
+    with fc.options(algorithm="im2col"):
+        assert fc.explain(fc.conv2d, fc.Tensor(X, requires_grad=True), W).chosen == "im2col"
+
+
+def test_caches_are_bounded_and_clear():
+    fc.cache_clear()
+    for n in range(3):
+        fc.conv2d(X[:, :, : 8 + n], W)
+    info = fc.cache_info()
+    assert info.choices == info.problems == 3
+    assert 0 < info.workspace_bytes <= dispatch.KEPT_WORKSPACE
+    assert info.max_choices == dispatch._choose_cached.cache_parameters()["maxsize"]
+    fc.cache_clear()
+    assert fc.cache_info() == dispatch.CacheInfo(0, 0, info.max_choices, 0)
+
+
+def test_a_large_workspace_is_not_kept():
+    space = dispatch.Workspace(1000)
+    assert space.get(2000).size == 2000
+    assert space.buffer.size == 0
+    assert space.get(500) is space.buffer
+    assert space.get(100) is space.buffer
+    assert space.get(500).ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1", 1), ("1,4", 1), ("junk", None), ("", None)])
+def test_omp_num_threads_is_honoured(monkeypatch, text, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    monkeypatch.setattr(dispatch, "_num_threads", None)
+    dispatch._default_threads.cache_clear()
+    try:
+        assert fc.get_num_threads() == expected or (expected is None and fc.get_num_threads() >= 1)
+    finally:
+        dispatch._default_threads.cache_clear()
+
+
+def test_row_names_are_unique_and_resolve():
+    names = [r.name for r in ROWS]
+    assert len(set(names)) == len(names)
+    for row in ROWS:
+        assert callable(registry.resolve(row.target))
+        for extra in (row.workspace, row.prepare):
+            assert extra is None or callable(registry.resolve(extra))

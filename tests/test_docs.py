@@ -1,0 +1,135 @@
+"""What is written runs: docstring examples, the code in README and docs, the examples, and command lines."""
+
+import doctest
+import importlib
+import importlib.util
+import os
+import pkgutil
+import re
+import runpy
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+import fastconv
+from fastconv.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def installed_modules() -> list[str]:
+    """Every module by its installed name: by path, ``kernels`` would be imported a second time."""
+    names, packages = [fastconv.__name__], [fastconv, importlib.import_module("fastconv.kernels")]
+    for package in packages:
+        names.append(package.__name__)
+        names += [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+    return sorted(set(names) - {"fastconv.__main__"})
+
+
+@pytest.mark.parametrize("name", installed_modules())
+def test_docstring_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(optionflags=FLAGS)
+    tests = [t for t in finder.find(module, name) if t.examples] + from_templates(module)
+    report: list[str] = []
+    for test in tests:
+        runner.run(test, out=report.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(report)
+
+
+def from_templates(module: ModuleType) -> list[doctest.DocTest]:
+    """Examples of functions that are made for one to three dimensions, which the finder takes for borrowed ones."""
+    parser = doctest.DocTestParser()
+    made = [
+        f
+        for f in vars(module).values()
+        if hasattr(f, "__signature__") and getattr(f, "__module__", "") == module.__name__
+    ]
+    found = (parser.get_doctest(f.__doc__ or "", dict(vars(module)), f.__name__, module.__file__, 0) for f in made)
+    return [test for test in found if test.examples]
+
+
+def code_blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """(line, text) of each fenced block of a language."""
+    text = page.read_text("utf-8")
+    blocks = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, m.start(1)) + 1, m.group(1)) for m in blocks]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's blocks in order, in one namespace: sessions with ``>>>`` must print what is written."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": page.stem}
+    runner, report = doctest.DocTestRunner(optionflags=FLAGS), list[str]()
+    blocks = code_blocks(page, "python")
+    assert blocks or page.parent == ROOT
+    for line, text in blocks:
+        if ">>>" in text:
+            test = doctest.DocTestParser().get_doctest(text, namespace, page.name, str(page), line - 1)
+            runner.run(test, out=report.append, clear_globs=False)
+            namespace.update(test.globs)
+        else:
+            exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
+    assert runner.failures == 0 if hasattr(runner, "failures") else not report, "".join(report)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_command_lines_are_understood(page: Path) -> None:
+    """Every ``fastconv ...`` line in a shell block names a command and options that exist."""
+    group = typer.main.get_command(app)
+    for _, text in code_blocks(page, "sh"):
+        for line in text.splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "fastconv", line
+            command, name = group, "fastconv"
+            while hasattr(command, "commands"):
+                name = arguments.pop(0)
+                command = command.commands[name]
+            command.make_context(name, arguments)
+
+
+def test_readme_names_both_set_ups() -> None:
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert '    python -m pip install -e ".[examples]" && fastconv train' in lines
+    assert '    python -m pip install -e ".[test]" && python -m pytest' in lines
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    links = [(p, target) for p in pages for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", p.read_text("utf-8"))]
+    assert links
+    assert [f"{page.name}: {target}" for page, target in links if not (page.parent / target).exists()] == []
+
+
+def test_table_of_kernels_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("kernel_table", ROOT / "docs" / "kernel_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    kernel_table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernel_table)
+    text = kernel_table.README.read_text("utf-8")
+    assert text == kernel_table.current(text), "run python docs/kernel_table.py"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_examples_run(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    printed = capsys.readouterr().out
+    expected = {
+        "x_recogniser": ["best match 9 of 9", "distorted X"],
+        "signal_filter": ["spikes at [40, 130, 260, 333], found at [40, 130, 260, 333]"],
+        "train_small_net": ["epoch 5", "loaded again: 9"],
+    }
+    for text in expected[path.stem]:
+        assert text in printed
+    assert os.listdir(tmp_path) == []
