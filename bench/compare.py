@@ -32,6 +32,7 @@ from . import machine
 from .libraries import LIBRARIES, expected
 from .tasks import Task
 
+ROOT = Path(__file__).resolve().parent.parent
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 LAYOUTS = ("channels_first", "channels_last")
 HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 26)}
@@ -60,7 +61,7 @@ def run_worker(library: str, tasks: Sequence[tuple[Task, Path]], options: argpar
         request.write_bytes(pickle.dumps((library, tasks, options.threads, options.seconds)))
         done = subprocess.run(
             [sys.executable, "-m", "bench.worker", request], env={**os.environ, **limits, **HEAP},
-            capture_output=True, text=True, check=False,
+            cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

@@ -47,45 +47,55 @@ def fastconv(task: Task, data: Data, threads: int = 1, algorithm: str = "auto") 
 
     It uses as many threads as OMP_NUM_THREADS allows.
     """
+    last = task.layout == "channels_last"
+    laid = {k: np.ascontiguousarray(np.moveaxis(a, 1, -1)) if last and k != "w" else a for k, a in data.items()}
+    try:
+        ready = (_convolution if task.case.op == "conv" else _pooling)(task, laid, algorithm)
+    except ValueError as error:  # a forced algorithm says why it cannot
+        raise Skipped(str(error)) from None
+    if last and task.direction != "grad_weight":
+        ready.result = lambda y: np.moveaxis(y, -1, 1)
+    return ready
+
+
+def _convolution(task: Task, data: Data, algorithm: str) -> Ready:
     import fastconv as fc
-    from fastconv import call, grad
+    from fastconv import grad
+
+    op = f"conv{task.case.rank}d"
+    options = {**_sizes(task), "layout": task.layout, "algorithm": algorithm}
+    if task.direction == "forward":
+        plan = getattr(fc, f"plan_{op}")(data["x"].shape, data["w"], **options)
+        out = np.empty(plan.output_shape, data["x"].dtype)
+        return Ready(lambda: plan(data["x"], out=out), np.asarray, prepacked=True, note=plan.algorithm)
+    if task.direction == "grad_input":
+        n, c, *spatial = task.problem.geometry.input_shape
+        size = (n, *spatial, c) if task.layout == "channels_last" else (n, c, *spatial)
+        work = partial(getattr(grad, f"{op}_input"), size, data["w"], data["dy"], **options)
+    else:
+        work = partial(getattr(grad, f"{op}_weight"), data["x"], data["w"].shape, data["dy"], **options)
+    return Ready(work, np.asarray, note=fc.explain(work).chosen)
+
+
+def _pooling(task: Task, data: Data, algorithm: str) -> Ready:
+    import fastconv as fc
+    from fastconv import call
     from fastconv.problem import adaptive_pool_problem, pool_problem
 
-    case, rank, last = task.case, task.case.rank, task.layout == "channels_last"
-    laid = {k: np.ascontiguousarray(np.moveaxis(a, 1, -1)) if last and k != "w" else a for k, a in data.items()}
-    back: Callable[[Array], Array] = lambda y: np.moveaxis(y, -1, 1) if last else y  # noqa: E731
-    common: dict[str, Any] = {"layout": task.layout}
-    if case.op == "conv":
-        common |= _sizes(task) | {"algorithm": algorithm}
-        if task.direction == "forward":
-            try:
-                plan = getattr(fc, f"plan_conv{rank}d")(laid["x"].shape, data["w"], **common)
-            except ValueError as error:
-                raise Skipped(str(error)) from None
-            out = np.empty(plan.output_shape, data["x"].dtype)
-            return Ready(lambda: plan(laid["x"], out=out), back, prepacked=True, note=plan.algorithm)
-        shape = task.problem.geometry.input_shape
-        if task.direction == "grad_input":
-            size = (shape[0], *shape[2:], shape[1]) if last else shape
-            work = partial(getattr(grad, f"conv{rank}d_input"), size, data["w"], laid["dy"], **common)
-        else:
-            weights = (case.filters, case.channels // case.groups, *case.kernel)
-            work = partial(getattr(grad, f"conv{rank}d_weight"), laid["x"], weights, laid["dy"], **common)
-            back = np.asarray
-        return Ready(work, back, note=fc.explain(work).chosen)
     if algorithm == "im2col":
         raise Skipped("pooling has no such kernel")
+    case, x = task.case, data.get("x")
+    options: dict[str, Any] = {"layout": task.layout} | (_sizes(task) if case.kernel else {})
     build, size, prefix = (pool_problem, case.kernel, "") if case.kernel else (adaptive_pool_problem, 1, "adaptive_")
-    common |= _sizes(task) if case.kernel else {}
     if task.direction == "forward":
-        function = partial(getattr(fc, f"{prefix}{case.op}{rank}d"), laid["x"], size, **common)
+        function = partial(getattr(fc, f"{prefix}{case.op}{case.rank}d"), x, size, **options)
         y = function()
-        return Ready(partial(function, out=y) if case.kernel else function, back)
+        return Ready(partial(function, out=y) if case.kernel else function, np.asarray)
     # What a recorded forward pass leaves for backward: compact positions of the maxima.
     wanted = "int32" if case.op == "max_pool" else None
-    y, indices, problem = call.pool(case.op, rank, build, case.op, laid["x"], size, indices=wanted, **common)
+    y, indices, problem = call.pool(case.op, case.rank, build, case.op, x, size, indices=wanted, **options)
     saved = () if indices is None else (indices,)
-    return Ready(partial(call.pool_gradient, problem, laid["dy"], *saved, like=y, batched=True), back)
+    return Ready(partial(call.pool_gradient, problem, data["dy"], *saved, like=y, batched=True), np.asarray)
 
 
 def expected(task: Task) -> Array:

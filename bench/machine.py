@@ -96,6 +96,6 @@ def _multiply_adds() -> tuple[Callable[[int], None], int]:
         a, b, c = (np.zeros(n, np.float32) for n in (TILE_ROWS * length, length * c_stride, TILE_ROWS * c_stride))
         zero = np.zeros(1, np.int64)
         addresses = [x.ctypes.data for x in (zero, offsets, a, b, c)]
-        loop(calls, *addresses, a, offsets)
+        loop(calls, *addresses, np.float32(0), np.int64(0))
 
     return work, 2 * TILE_ROWS * c_stride * length * calls

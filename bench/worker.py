@@ -25,6 +25,8 @@ def run_task(library: str, task: Task, truth: Path, threads: int, seconds: float
         return {"skipped": str(reason)}
     except WrongResult as reason:
         return {"refused": str(reason)}
+    except Exception as error:  # one broken task must not lose the others' times
+        return {"refused": f"{type(error).__name__}: {error}"}
     return {"seconds": median_seconds(ready.call, seconds), "prepacked": ready.prepacked, "note": ready.note}
 
 

@@ -6,6 +6,7 @@ The device follows the array. CuPy is never imported here: a CuPy array can only
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -68,10 +69,17 @@ def intake(op: str, name: str, x: Any) -> Any:
     )
 
 
+@lru_cache(maxsize=64)
+def dtype_name(dtype: Any) -> str:
+    """``dtype.name``, which NumPy composes anew at each look."""
+    return str(dtype.name)
+
+
 def float_dtype(op: str, name: str, dtype: Any) -> str:
     """The name of a supported floating-point dtype; TypeError for any other."""
-    if dtype.name in DTYPES:
-        return str(dtype.name)
+    name_of_dtype = dtype_name(dtype)
+    if name_of_dtype in DTYPES:
+        return name_of_dtype
     raise TypeError(
         f"{op}: {name} must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {dtype}; convert with "
         f"{name}.astype(numpy.float32)"

@@ -12,8 +12,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .arrays import channels_first, check_out, device_of, empty, float_dtype, intake, overlaps, restore, same_kind
-from .dispatch import cached_conv_problem, cached_conv_transpose_problem, execute, select
+from .arrays import (
+    channels_first,
+    check_out,
+    device_of,
+    dtype_name,
+    empty,
+    float_dtype,
+    intake,
+    overlaps,
+    restore,
+    same_kind,
+)
+from .dispatch import cached_problem, execute, select
 from .kernels.geometry import PoolGeometry, Sizes
 from .problem import (
     ConvProblem,
@@ -90,18 +101,22 @@ class Output:
         return self.out
 
 
-def build(cached: Callable[..., Any], plain: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-    """The problem, from the cache where every argument is of exact, hashable type (True is not 1 here, nor 1.0)."""
-    keywords = {k: freeze(v) for k, v in keywords.items()}
-    make = cached if all(map(_exact, keywords.values())) else plain
-    return make(*args, **keywords)
+def build(builder: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """The problem, from the cache where a cache can tell the arguments apart."""
+    args, keywords = freeze(args), {k: freeze(v) for k, v in keywords.items()}
+    make = cached_problem if all(map(_exact, args)) and all(map(_exact, keywords.values())) else _uncached
+    return make(builder, *args, **keywords)
+
+
+def _uncached(builder: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    return builder(*args, **keywords)
 
 
 def _exact(value: Any) -> bool:
     """Whether equal keys mean equal arguments: inside a tuple a cache cannot tell 1 from True or 1.0."""
     if type(value) is tuple:
         return all(type(v) is int or (type(v) is tuple and _exact(v)) for v in value)
-    return value is None or type(value) in (int, str, bool)
+    return value is None or type(value) in (int, str, bool, float)
 
 
 # ------------------------------------------------------------------------------------------------------ convolution
@@ -117,9 +132,9 @@ def conv(
     view = lay.first("x", x)
     other = None if residual is None else lay.view("residual", residual)
     problem = build(
-        cached_conv_problem, conv_problem, op, rank, view.shape, w.shape,
+        conv_problem, op, rank, view.shape, w.shape,
         bias_shape=None if bias is None else bias.shape,
-        residual_shape=None if other is None else other.shape, dtype=x.dtype.name, layout=lay.name, device=device_of(x),
+        residual_shape=None if other is None else other.shape, dtype=dtype_name(x.dtype), layout=lay.name, device=device_of(x),
         **parameters,
     )  # fmt: skip
     choice = select(problem, algorithm)
@@ -137,8 +152,8 @@ def conv_transpose(
     lay = Layout(op, rank, layout)
     view = lay.first("x", x)
     problem = build(
-        cached_conv_transpose_problem, conv_transpose_problem, op, rank, view.shape, w.shape,
-        bias_shape=None if bias is None else bias.shape, dtype=x.dtype.name, layout=lay.name, device=device_of(x),
+        conv_transpose_problem, op, rank, view.shape, w.shape,
+        bias_shape=None if bias is None else bias.shape, dtype=dtype_name(x.dtype), layout=lay.name, device=device_of(x),
         **parameters,
     )  # fmt: skip
     choice = select(problem, algorithm)
@@ -174,7 +189,7 @@ def conv_input(
     lay = Layout(op, rank, layout)
     shape = lay.logical("input_size", input_size)
     problem = build(
-        cached_conv_problem, conv_problem, op, rank, shape, w.shape, direction="grad_input", dtype=dy.dtype.name,
+        conv_problem, op, rank, shape, w.shape, direction="grad_input", dtype=dtype_name(dy.dtype),
         layout=lay.name, device=device_of(dy), **parameters,
     )  # fmt: skip
     view = _gradient(lay, dy, problem.geometry.output_shape)
@@ -203,8 +218,8 @@ def conv_weight(
     view = lay.first("x", x)
     weight_shape = tuple(int(s) for s in weight_size)
     problem = build(
-        cached_conv_problem, conv_problem, op, rank, view.shape, weight_shape, direction="grad_weight",
-        dtype=x.dtype.name, layout=lay.name, device=device_of(x), **parameters,
+        conv_problem, op, rank, view.shape, weight_shape, direction="grad_weight",
+        dtype=dtype_name(x.dtype), layout=lay.name, device=device_of(x), **parameters,
     )  # fmt: skip
     gradient = _gradient(lay, dy, problem.geometry.output_shape)
     return _weight_gradient(problem, view, gradient, weight_shape, algorithm)
@@ -278,8 +293,8 @@ def _transposed(
     parameters: dict[str, Any],
 ) -> ConvProblem:
     problem: ConvProblem = build(
-        cached_conv_transpose_problem, conv_transpose_problem, op, rank, x_shape, w_shape, direction=direction,
-        dtype=like.dtype.name, layout=lay.name, device=device_of(like), **parameters,
+        conv_transpose_problem, op, rank, x_shape, w_shape, direction=direction,
+        dtype=dtype_name(like.dtype), layout=lay.name, device=device_of(like), **parameters,
     )  # fmt: skip
     return problem
 
@@ -311,8 +326,9 @@ def pool(
     float_dtype(op, "x", x.dtype)
     lay = Layout(op, rank, layout)
     view = lay.first("x", x)
-    problem = builder(
-        op, rank, kind, view.shape, *arguments, dtype=x.dtype.name, layout=lay.name, device=device_of(x),
+    problem = build(
+        builder,
+        op, rank, kind, view.shape, *arguments, dtype=dtype_name(x.dtype), layout=lay.name, device=device_of(x),
         indices=indices is not None, **parameters,
     )  # fmt: skip
     shape = problem.geometry.output_shape
@@ -375,13 +391,14 @@ def avg_gradient(
     float_dtype(op, "dy", dy.dtype)
     lay = Layout(op, rank, layout)
     shape = lay.logical("input_size", input_size)
-    problem = builder(
+    problem = build(
+        builder,
         op,
         rank,
         "avg_pool",
         shape,
         *arguments,
-        dtype=dy.dtype.name,
+        dtype=dtype_name(dy.dtype),
         layout=lay.name,
         device=device_of(dy),
         **parameters,
@@ -402,7 +419,7 @@ def unpool_gradient(op: str, rank: int, indices: Any, dy: Any, *, layout: str | 
         )
     geometry = PoolGeometry(size[0], size[1], size[2:], out[2:])
     _in_plane(op, indices, geometry)
-    problem = PoolProblem("max_unpool", geometry, "grad_input", dy.dtype.name, lay.name, device_of(dy), True)
+    problem = PoolProblem("max_unpool", geometry, "grad_input", dtype_name(dy.dtype), lay.name, device_of(dy), True)
     return pool_gradient(problem, dy, indices, like=dy, batched=lay.batched)
 
 
@@ -414,7 +431,7 @@ def _pool_dy(op: str, name: str, x: Any, dy: Any) -> Any:
 
 def _positions(op: str, indices: Any, name: str, x: Any) -> Any:
     indices = intake(op, "indices", indices)
-    if indices.dtype.name not in ("int64", "int32"):
+    if dtype_name(indices.dtype) not in ("int64", "int32"):
         raise TypeError(
             f"{op}: indices must be int64 or int32 (as return_indices=True gives them), got {indices.dtype}"
         )
@@ -451,8 +468,16 @@ def unpool(
     positions = lay.view("indices", indices)
     if positions.shape != view.shape:
         mismatch(op, "indices", indices.shape, x.shape, " (that of x)")
-    problem = builder(
-        op, rank, view.shape, *arguments, dtype=x.dtype.name, layout=lay.name, device=device_of(x), **parameters
+    problem = build(
+        builder,
+        op,
+        rank,
+        view.shape,
+        *arguments,
+        dtype=dtype_name(x.dtype),
+        layout=lay.name,
+        device=device_of(x),
+        **parameters,
     )
     _in_plane(op, indices, problem.geometry)
     choice = select(problem)

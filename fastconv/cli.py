@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, overload
+from typing import Annotated, Any, overload
 
 import typer
 
@@ -48,10 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _is_users(error: Exception) -> bool:
-    """Errors that fastconv raises about its input, and the command-line parser's own."""
-    return isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError)) or hasattr(
-        error, "format_message"
-    )
+    """Errors about input, files and libraries, and the parser's own; anything else is a mistake of ours."""
+    return isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) or hasattr(error, "format_message")
 
 
 def _one_line(error: Exception) -> str:
@@ -87,7 +85,7 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Directory with IDX files, as MNIST's. [default: scikit-learn's 8×8 digits]", show_default=False
+            help="Directory with IDX files, as MNIST's; default: scikit-learn's 8×8 digits.", show_default=False
         ),
     ] = None,
     split: Annotated[
@@ -95,22 +93,22 @@ def train(
         typer.Option(help="Training/test sizes drawn from all samples, for example 8000/2000.", show_default=False),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training data. [default: 20]", show_default=False)
+        int | None, typer.Option(help="Passes over the training data; default: 20.", show_default=False)
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a batch. [default: 32]", show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a batch; default: 32.", show_default=False)] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="First learning rate, falling to 0. [default: 0.002; sgd 0.05]", show_default=False),
+        typer.Option(help="First learning rate, falling to 0; default: 0.002; sgd 0.05.", show_default=False),
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="adam, adamw or sgd. [default: adam]", show_default=False)
+        str | None, typer.Option(help="adam, adamw or sgd; default: adam.", show_default=False)
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of weights, split and order. [default: 0]", show_default=False)
+        int | None, typer.Option(help="Of weights, split and order; default: 0.", show_default=False)
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: cpu]", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cpu.", show_default=False)] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory for the results. [default: the next free runs/N]", show_default=False)
+        Path | None, typer.Option(help="Directory for the results; default: the next free runs/N.", show_default=False)
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the interrupted run in this directory.", show_default=False)
@@ -210,7 +208,7 @@ def explain(
         "stride": _spatial("stride", stride), "padding": _padding(padding), "dilation": _spatial("dilation", dilation),
         "groups": groups, "padding_mode": padding_mode, "layout": layout,
     }  # fmt: skip
-    given = {name: value for name, value in parameters.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in parameters.items() if value is not None}
     with options(algorithm=algorithm) if algorithm else contextlib.nullcontext():
         print(explain_operation(operation, _shape("input", input), dtype=dtype, direction=direction, **given))
 
@@ -258,7 +256,7 @@ def doctor() -> None:
 def warmup(
     dtype: Annotated[
         list[str] | None,
-        typer.Option(help="Only these dtypes; may be repeated. [default: float32, float64]", show_default=False),
+        typer.Option(help="Only these dtypes; may be repeated; default: float32, float64.", show_default=False),
     ] = None,
 ) -> None:
     """Compile the common kernels now, so that later programs start at full speed."""
@@ -303,7 +301,7 @@ def filter_(
         ),
     ] = "sharpen",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write. [default: IMAGE-KERNEL.png]", show_default=False)
+        Path | None, typer.Option("--out", "-o", help="File to write; default: IMAGE-KERNEL.png.", show_default=False)
     ] = None,
 ) -> None:
     """Convolve a photograph with one of the lecture's 3×3 filters."""

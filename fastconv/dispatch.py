@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import array_module
-from .problem import ConvProblem, Problem, conv_problem, conv_transpose_problem
+from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
 
 DEFAULT_MAX_ERROR = 200.0
@@ -401,8 +401,11 @@ def execute(
 
 # ---------------------------------------------------------------------------------------------------------- caches
 
-cached_conv_problem = lru_cache(maxsize=CACHED_CHOICES, typed=True)(conv_problem)  # True is not 1
-cached_conv_transpose_problem = lru_cache(maxsize=CACHED_CHOICES, typed=True)(conv_transpose_problem)
+
+@lru_cache(maxsize=CACHED_CHOICES, typed=True)  # typed: True is not 1
+def cached_problem(builder: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """What ``builder`` makes of hashable arguments."""
+    return builder(*args, **keywords)
 
 
 @dataclass(frozen=True)
@@ -422,7 +425,7 @@ def cache_info() -> CacheInfo:
     >>> fastconv.cache_clear(); fastconv.cache_info().choices
     0
     """
-    problems = cached_conv_problem.cache_info().currsize + cached_conv_transpose_problem.cache_info().currsize
+    problems = cached_problem.cache_info().currsize
     return CacheInfo(problems, _choose_cached.cache_info().currsize, CACHED_CHOICES, _workspace.buffer.size)
 
 
@@ -430,7 +433,6 @@ def cache_clear() -> None:
     """Forget problems and choices, and free the shared workspaces (another thread's at its next call)."""
     global _generation
     _generation += 1
-    cached_conv_problem.cache_clear()
-    cached_conv_transpose_problem.cache_clear()
+    cached_problem.cache_clear()
     _choose_cached.cache_clear()
     _workspace.get(0, _generation)

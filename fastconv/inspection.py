@@ -35,10 +35,10 @@ def explain_operation(
 ) -> Explanation:
     """What :func:`fastconv.explain` says of an operation on arrays of these shapes; none is computed with.
 
-    >>> explain_operation("conv2d", (1, 8, 16, 16), weight_shape=(8, 8, 3, 3), padding=1).chosen
+    >>> explain_operation("max_pool2d", (1, 8, 16, 16), kernel_size=2).chosen
     'direct'
-    >>> explain_operation("max_pool2d", (1, 8, 16, 16), kernel_size=2, direction="input").problem.direction
-    'grad_input'
+    >>> explain_operation("conv2d", (1, 8, 16, 16), weight_shape=(8, 8, 3, 3), direction="weight").problem.direction
+    'grad_weight'
 
     Parameters
     ----------

@@ -11,12 +11,11 @@ from typing import Any
 
 from . import call
 from .arrays import array_module, check_out, device_of, float_dtype, intake, same_kind
+from .autograd import Tensor
 from .dispatch import (
     Candidate,
     Explanation,
     Workspace,
-    cached_conv_problem,
-    cached_conv_transpose_problem,
     execute,
     explain,
     get_num_threads,
@@ -111,9 +110,10 @@ class ConvPlan:
 
 
 def _plan(
-    op: str, rank: int, build: Any, cached: Any, x_shape: Any, w: Any, bias: Any, dtype: Any, layout: str | None,
+    op: str, rank: int, build: Any, x_shape: Any, w: Any, bias: Any, dtype: Any, layout: str | None,
     algorithm: str, **parameters: Any,
 ) -> ConvPlan:  # fmt: skip
+    w, bias = (v.data if isinstance(v, Tensor) else v for v in (w, bias))
     w = intake(op, "w", w)
     if dtype is not None:
         w = w.astype(array_module(w).dtype(dtype))
@@ -123,7 +123,7 @@ def _plan(
     lay = call.Layout(op, rank, layout)
     shape = lay.logical("x_shape", x_shape)
     problem = call.build(
-        cached, build, op, rank, shape, w.shape, bias_shape=None if bias is None else bias.shape, dtype=w.dtype.name,
+        build, op, rank, shape, w.shape, bias_shape=None if bias is None else bias.shape, dtype=w.dtype.name,
         layout=lay.name, device=device_of(w), **parameters,
     )  # fmt: skip
     return ConvPlan(lay, problem, w, bias, algorithm, explain(select, problem, algorithm))
@@ -159,7 +159,7 @@ def plan_conv(
     ValueError, TypeError : naming the argument, what was given and what was needed.
     """
     return _plan(
-        op, rank, conv_problem, cached_conv_problem, x_shape, w, bias, dtype, layout, algorithm, stride=stride,
+        op, rank, conv_problem, x_shape, w, bias, dtype, layout, algorithm, stride=stride,
         padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode, activation=activation,
         residual_shape=True if residual else None,
     )  # fmt: skip
@@ -179,7 +179,7 @@ def plan_conv_transpose(
     (1, 2, {dims:8})
     """
     return _plan(
-        op, rank, conv_transpose_problem, cached_conv_transpose_problem, x_shape, w, bias, dtype, layout, algorithm,
+        op, rank, conv_transpose_problem, x_shape, w, bias, dtype, layout, algorithm,
         stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups,
         activation=activation,
     )  # fmt: skip

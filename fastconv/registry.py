@@ -165,6 +165,12 @@ def always(problem: Problem) -> str | None:
     return None
 
 
+def _plane_too_large(problem: PoolProblem) -> str | None:
+    g = problem.geometry
+    plane = math.prod(g.input_size) * (g.channels if problem.layout == "channels_last" else 1)
+    return None if plane < 2**31 else f"counts positions in 32 bits, a plane has {plane} elements"
+
+
 # ---------------------------------------------------------------------------------------------------------- the table
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -205,7 +211,7 @@ def _pool(op: str, stem: str, summary: str) -> Iterator[Row]:
             target=f"{CPU}pool:{stem}_{direction}",
             summary=summary,
             dtypes=FLOATS,
-            why_not=always,
+            why_not=_plane_too_large,
             seconds=_pool_seconds,
             bound=sum_bound,
             typical=sum_typical,

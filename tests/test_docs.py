@@ -9,7 +9,6 @@ import re
 import runpy
 import shlex
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import typer
@@ -36,23 +35,10 @@ def installed_modules() -> list[str]:
 def test_docstring_examples(name: str) -> None:
     module = importlib.import_module(name)
     finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(optionflags=FLAGS)
-    tests = [t for t in finder.find(module, name) if t.examples] + from_templates(module)
     report: list[str] = []
-    for test in tests:
+    for test in finder.find(module, name):
         runner.run(test, out=report.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(report)
-
-
-def from_templates(module: ModuleType) -> list[doctest.DocTest]:
-    """Examples of functions that are made for one to three dimensions, which the finder takes for borrowed ones."""
-    parser = doctest.DocTestParser()
-    made = [
-        f
-        for f in vars(module).values()
-        if hasattr(f, "__signature__") and getattr(f, "__module__", "") == module.__name__
-    ]
-    found = (parser.get_doctest(f.__doc__ or "", dict(vars(module)), f.__name__, module.__file__, 0) for f in made)
-    return [test for test in found if test.examples]
 
 
 def code_blocks(page: Path, language: str) -> list[tuple[int, str]]:

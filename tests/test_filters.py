@@ -58,7 +58,7 @@ def test_small_and_empty_images(shape: tuple[int, ...]) -> None:
 
 def test_wrong_arguments() -> None:
     image = np.zeros((4, 4), np.uint8)
-    with pytest.raises(ValueError, match="kernel must be one of identity, sharpen, .*; got 'sharper'"):
+    with pytest.raises(ValueError, match=r"kernel must be one of identity, sharpen, .*; got 'sharper'"):
         filter_image(image, "sharper")
     with pytest.raises(TypeError, match="image must be uint8, got float64"):
         filter_image(image.astype(float), "blur")

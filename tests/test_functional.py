@@ -3,10 +3,10 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from fastconv.testing import check_grads
 
 import fastconv as fc
 from fastconv import grad
+from fastconv.testing import check_grads
 from tests.support import require
 
 RNG = np.random.default_rng(0)

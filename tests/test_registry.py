@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fastconv.testing import check_row
 
 from fastconv.problem import adaptive_pool_problem, conv_problem, pool_problem, unpool_problem
 from fastconv.registry import ROWS, gamma, sum_bound, sum_typical
+from fastconv.testing import check_row
 
 FAST = [row for row in ROWS if row.family != "reference" and row.device == "cpu"]
 CONV_ROWS = [row for row in FAST if row.op == "conv"]
@@ -109,7 +109,7 @@ def test_rows_state_sane_numbers(row):
         assert 0 < row.seconds(problem, 1) < 60
         assert row.seconds(problem, 2) <= row.seconds(problem, 1)
         assert 0 < row.typical(problem) <= row.bound(problem) < 1
-        assert 0 <= row.workspace_bytes(problem, 1) <= row.workspace_bytes(problem, 2) < 1 << 30
+        assert all(0 <= row.workspace_bytes(problem, threads) < 1 << 30 for threads in (1, 2, 8))
     assert row.summary
     assert "complex64" in (row.refuses(replace(problems[0], dtype="complex64")) or "")
 

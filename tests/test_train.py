@@ -104,7 +104,7 @@ def write_idx(folder: Path, part: str, n: int, size: int = 9) -> None:
 
 def test_one_pair_of_files_needs_a_split(tmp_path: Path) -> None:
     write_idx(tmp_path, "t10k", 50)
-    with pytest.raises(ValueError, match="one pair of files, 50 samples; .* for example split 40/10"):
+    with pytest.raises(ValueError, match=r"one pair of files, 50 samples; .* for example split 40/10"):
         load_samples(TrainConfig(data=str(tmp_path)))
     with pytest.raises(ValueError, match=r"sizes \(45, 10\) need 55 samples, there are 50"):
         load_samples(TrainConfig(data=str(tmp_path), split=(45, 10)))
@@ -328,7 +328,7 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
         train(config, out=tmp_path / "run", observer=PressCtrlC(1))
     assert checkpoint.load(tmp_path / "run" / "checkpoint.safetensors")["config"]["data"] == str(folder.resolve())
     write_idx(folder, "train", 71)
-    with pytest.raises(ValueError, match="not the data that the run in .* started with"):
+    with pytest.raises(ValueError, match=r"not the data that the run in .* started with"):
         resume(tmp_path / "run")
 
 

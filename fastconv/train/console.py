@@ -94,8 +94,9 @@ class ConsoleObserver(Observer):
 def show(result: TrainResult, output: Console, folder: Path | None) -> None:
     """Print a finished run: accuracy, confusion matrix, kernels, files."""
     right, total = int(result.confusion.trace()), int(result.confusion.sum())
-    output.print()
+    output.print("\nconfusion matrix (row: true, column: predicted)")
     output.print(confusion_table(result))
+    output.print("\nkernels (fastconv explain tells more)")
     output.print(kernel_table(result.kernels))
     output.print("the dense layers run as matrix products of the array library (NumPy's BLAS, or cuBLAS)")
     output.print()
@@ -107,9 +108,7 @@ def show(result: TrainResult, output: Console, folder: Path | None) -> None:
 
 def confusion_table(result: TrainResult) -> Table:
     """Rows are true classes, columns predictions; the last column is each class's accuracy."""
-    table = Table(
-        title="confusion matrix (row: true, column: predicted)", title_justify="left", box=None, pad_edge=False
-    )
+    table = Table(box=None, pad_edge=False)
     table.add_column("", justify="right", style="bold")
     for name in result.classes:
         table.add_column(name, justify="right")
@@ -124,7 +123,7 @@ def confusion_table(result: TrainResult) -> Table:
 
 def kernel_table(kernels: list[KernelUse]) -> Table:
     """Which kernel each layer ran with, and why."""
-    table = Table(title="\nkernels (fastconv explain tells more)", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for heading in ("layer", "direction", "kernel", "why"):
         table.add_column(heading)
     for use in kernels:

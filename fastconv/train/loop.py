@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from .results import TrainResult, finish, write
+from .results import TrainResult, check_libraries, finish, write
 from .run import CHECKPOINT, EpochResult, Progress, Run, TrainConfig
 
 
@@ -63,10 +63,13 @@ def train(
     """
     folder = None if out is None else Path(out)
     if folder is not None:
+        check_libraries()
         if (folder / CHECKPOINT).exists():
             raise ValueError(f"{folder} holds an interrupted run; resume it, or name another directory")
+    run = Run.start(config or TrainConfig())
+    if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    return _fit(Run.start(config or TrainConfig()), folder, observer or Observer())
+    return _fit(run, folder, observer or Observer())
 
 
 def resume(directory: str | os.PathLike[str], *, observer: Observer | None = None) -> TrainResult:

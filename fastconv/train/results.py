@@ -12,6 +12,7 @@ import numpy as np
 from .. import doctor, nn, plots
 from ..autograd import Tensor, no_grad
 from ..dispatch import Explanation, explain, select
+from ..extras import extra
 from ..inspection import gradient_problem
 from .run import CHECKPOINT, RECORD, EpochResult, Run, TrainConfig
 
@@ -102,6 +103,12 @@ def record(result: TrainResult) -> dict[str, Any]:
             for use in result.kernels
         ],
     }
+
+
+def check_libraries() -> None:
+    """Raise ImportError now, rather than after the training, if something that :func:`write` needs is missing."""
+    for module in ("safetensors.numpy", "matplotlib.figure"):
+        extra(module, "examples", "training with an output directory")
 
 
 def write(result: TrainResult, folder: Path) -> list[Path]:

@@ -53,7 +53,7 @@ def computable(w: np.ndarray) -> np.ndarray:
 
 
 def bias_row(bias: np.ndarray | None) -> np.ndarray | None:
-    return None if bias is None else np.require(bias, requirements="CA")
+    return None if bias is None else np.require(bias, requirements=["C", "A"])
 
 
 class Workspace:
@@ -77,6 +77,4 @@ def weight_view(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
     """Weights as (groups, K/groups, C/groups, D, R, S)."""
     w = lifted(w)
     k = geometry.out_channels // geometry.groups
-    return np.lib.stride_tricks.as_strided(
-        w, (geometry.groups, k, *w.shape[1:]), (w.strides[0] * k, *w.strides)
-    )
+    return np.lib.stride_tricks.as_strided(w, (geometry.groups, k, *w.shape[1:]), (w.strides[0] * k, *w.strides))

@@ -23,12 +23,13 @@ MAX_COLUMN_BYTES = TILE_VECTORS * MAX_VECTOR_BYTES
 
 SLAB_BYTES = 512 << 10  # of one thread's packed input rows: half of a 1 MiB L2
 BLOCK_PIXELS = 300  # of one thread's block: 98 to 300 measured equal, below 50 the weights' traffic shows
-CHUNK_BYTES = 4 << 20  # of one operand of a weight gradient: all threads share a chunk
+CHUNK_BYTES = 8 << 20  # of one operand of a weight gradient: all threads share a chunk
 CHUNK_PIXELS = 1 << 14
 REDUCTION_PIXELS = 1024  # summed in registers at once by a weight gradient
 MAX_LANE_OUTPUTS = 4  # a group: with 8, dense tiles a quarter full (45 GFLOP/s) beat lane by lane
 PANEL_PIXELS = 192  # of an im2col block
 PANEL_DEPTH = 384  # rows of an im2col block (input channels x taps)
+THREAD_WORK = 1 << 19  # multiply-adds that pay for another thread: about 6 µs, fork and join cost 1.5 to 10
 FOLD_BYTES = 8 << 20  # of padded gradient held at once where padding is not zeros
 
 
@@ -42,7 +43,7 @@ def aligned(nbytes: int) -> int:
 
 
 def even(n: int, largest: int) -> int:
-    """The size of equal pieces of ``n``, none above ``largest``.
+    """The size of equal pieces of ``n``, none above ``largest``; 1 where there is nothing to cut.
 
     >>> even(56, 10)
     10
@@ -51,7 +52,7 @@ def even(n: int, largest: int) -> int:
     >>> even(14, 10)
     7
     """
-    return -(-n // -(-n // max(1, min(n, largest))))
+    return -(-n // -(-n // max(1, min(n, largest)))) if n else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class Axis:
 
 
 def _axis(size: int, kernel: int, stride: int, pads: tuple[int, int], dilation: int, out: int, mode: str) -> Axis:
-    source = source_indices(size, *pads, mode)
+    source = np.ascontiguousarray(source_indices(size, *pads, mode), np.int64)
     if kernel and stride >= span(kernel, dilation):  # windows do not touch: keep only the positions they read
         taps = np.arange(out)[:, None] * stride + np.arange(kernel) * dilation
         return Axis(np.ascontiguousarray(source[taps.ravel()]), kernel, kernel, 1, out)
@@ -117,6 +118,11 @@ class Correlation:
         """Output positions of the whole batch."""
         return self.batch * math.prod(self.out)
 
+    def useful_threads(self, threads: int) -> int:
+        """At most ``threads``; fewer where the work would not repay them."""
+        work = self.pixels * self.out_channels * self.taps * self.group_inputs
+        return max(1, min(threads, work // THREAD_WORK))
+
     @cached_property
     def segments(self) -> tuple[np.ndarray, int]:
         """The last axis' padded positions as arithmetic progressions: rows of (position, source, step, count), the
@@ -147,10 +153,8 @@ def progressions(source: np.ndarray) -> tuple[np.ndarray, int]:
 def correlation(geometry: ConvGeometry) -> Correlation:
     """A forward convolution as a :class:`Correlation`."""
     g = geometry.lifted()
-    axes = tuple(
-        _axis(*axis, g.padding_mode)
-        for axis in zip(g.input_size, g.kernel_size, g.stride, g.padding, g.dilation, g.output_size, strict=True)
-    )
+    sizes = zip(g.input_size, g.kernel_size, g.stride, g.padding, g.dilation, g.output_size, strict=True)
+    axes = [_axis(n, k, s, pads, d, out, g.padding_mode) for n, k, s, pads, d, out in sizes]
     return Correlation(g.batch, g.in_channels, g.out_channels, g.groups, (axes[0], axes[1], axes[2]))
 
 
@@ -162,7 +166,9 @@ def padded(geometry: ConvGeometry) -> ConvGeometry:
         return g
     size = tuple(before + n + after for n, (before, after) in zip(g.input_size, g.padding, strict=True))
     none = ((0, 0),) * 3
-    return ConvGeometry(g.batch, g.in_channels, g.out_channels, size, g.kernel_size, g.stride, none, g.dilation, g.groups)
+    return ConvGeometry(
+        g.batch, g.in_channels, g.out_channels, size, g.kernel_size, g.stride, none, g.dilation, g.groups
+    )
 
 
 @lru_cache(maxsize=256)
@@ -290,7 +296,9 @@ class DirectForward:
 
 def direct_forward(c: Correlation, itemsize: int, threads: int, columns: int = 0) -> DirectForward:
     """Plan for tiles of ``columns`` elements (0: the widest of any CPU)."""
-    widest = slabs(c, itemsize, MAX_COLUMN_BYTES // itemsize)  # blocks must not depend on the CPU: workspace sizes do not
+    widest = slabs(
+        c, itemsize, MAX_COLUMN_BYTES // itemsize
+    )  # blocks must not depend on the CPU: workspace sizes do not
     group = slabs(c, itemsize, columns or MAX_COLUMN_BYTES // itemsize)
     columns = columns or MAX_COLUMN_BYTES // itemsize
     pixel_bytes = widest.pixel * itemsize
@@ -331,6 +339,7 @@ def direct_forward_workspace(geometry: ConvGeometry, itemsize: int, threads: int
 
 
 def _direct_bytes(c: Correlation, itemsize: int, threads: int) -> int:
+    threads = c.useful_threads(threads)
     plan = direct_forward(c, itemsize, threads)
     return aligned(plan.packed * itemsize) + threads * plan.thread_bytes
 
@@ -421,12 +430,12 @@ class Im2colForward:
 
 def im2col_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int = MAX_TILE_ROWS) -> Im2colForward:
     width = MAX_COLUMN_BYTES // itemsize
-    pixels = min(PANEL_PIXELS, round_up(c.pixels, width))
+    pixels = min(PANEL_PIXELS, round_up(max(c.pixels, 1), width))
     if c.pixels * c.groups < 8 * threads * pixels:  # few blocks: an even number for each thread
         share = -(-c.pixels // threads)
         pixels = min(pixels, round_up(even(share, pixels), width))
     blocks = -(-c.pixels // pixels)
-    k_parts = max(1, min(-(-c.group_outputs // MAX_TILE_ROWS), threads // (blocks * c.groups)))
+    k_parts = max(1, min(-(-c.group_outputs // MAX_TILE_ROWS), threads // max(1, blocks * c.groups)))
     most_channels = max(1, PANEL_DEPTH // max(c.taps, 1))
     channels = min(c.group_inputs, most_channels)
     group_batch = even(c.groups, most_channels // c.group_inputs)
@@ -439,6 +448,7 @@ def im2col_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int =
 
 
 def _im2col_bytes(c: Correlation, itemsize: int, threads: int) -> int:
+    threads = c.useful_threads(threads)
     packed = c.groups * (c.group_outputs + MAX_TILE_ROWS) * c.taps * c.group_inputs
     return aligned(packed * itemsize) + threads * im2col_forward(c, itemsize, threads).thread_bytes
 

@@ -45,14 +45,33 @@ def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, i
         return lambda f: jit(f, parallel=parallel, inline=inline)
     import numba
 
-    dispatcher = numba.njit(function, nogil=True, error_model="numpy", parallel=parallel)
-    if not inline:
+    options = {"no_cpython_wrapper": True} if inline else {}
+    dispatcher = numba.njit(function, nogil=True, error_model="numpy", parallel=parallel, **options)
+    if inline:
+        _take_literals_as_numbers(dispatcher)
+    else:
         dispatcher._cache = _cache_class()(function)
     return dispatcher
 
 
+def _take_literals_as_numbers(dispatcher: Any) -> None:
+    """Numba compiles a callee anew for every literal (and every bool where another call passes an int): here once."""
+    from numba import types
+
+    original = dispatcher.get_call_template
+
+    def get_call_template(args: Any, kws: Any) -> Any:
+        numbers = [types.int64 if isinstance(types.unliteral(a), (types.Integer, types.Boolean)) else a for a in args]
+        return original(numbers, kws)
+
+    dispatcher.get_call_template = get_call_template
+
+
+_KERNELS = Path(__file__).resolve().parent.parent
+
+
 @cache
-def source_digest(root: Path = Path(__file__).resolve().parent.parent) -> str:
+def source_digest(root: Path = _KERNELS) -> str:
     """A digest of every Python source under ``root``."""
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -34,8 +34,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from ..geometry import ConvGeometry, Phase
 from . import blocking
@@ -57,7 +55,7 @@ from .epilogue import activation_id, add_run, write_channels, write_positions
 from .gemm import gather, multiply, multiply_lanes, transpose, zero
 from .half import in_float32
 from .phases import correlate_phases, phase_weights
-from .simd import TILE_ROWS, columns, load, pointer, shift, store, vector_lanes
+from .simd import TILE_ROWS, columns, load, pointer, shift, store, unpack, vector_lanes
 from .slab import pack_row
 from .threads import run_shares
 from .weights import pack_columns, unpack_columns
@@ -154,7 +152,7 @@ def pack_slab(g, kind, table, slab, index, n0, images, od, oh0, rows, ow0, colum
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
-    g = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS))
+    g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     memory = g.scratch + t * g.thread_bytes
@@ -199,9 +197,7 @@ def forward_range(t, threads, table, chunk, kind):
             if g.tap_count == 0:  # no tap of the kernel reaches here
                 zero(sums, positions * width)
             elif g.by_lane:
-                multiply_lanes(
-                    positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0
-                )
+                multiply_lanes(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0)
             else:
                 multiply(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0)
             if g.out_c == 1:
@@ -215,27 +211,13 @@ def forward_range(t, threads, table, chunk, kind):
                 write_channels(g, kind, turned, ld, runs, run_count, channel, channels)
 
 
-class Prepared(NamedTuple):
-    """A correlation's plan, its part of the Layout, and the arrays whose addresses that holds."""
-
-    plan: blocking.DirectForward
-    fixed: tuple[int, ...]
-    kept: tuple[np.ndarray, ...]
-
-
-def _taps(c: Correlation, slab_rows: int, slab_columns: int, pixel: int) -> np.ndarray:
-    """Slab offsets of every tap, in the order of the packed weights: (depth, row, column)."""
-    _, h, w = c.axes
-    d, r, s = np.ogrid[: c.kernel[0], : c.kernel[1], : c.kernel[2]]
-    return np.ascontiguousarray(((d * slab_rows + r * h.dilation) * slab_columns + s * w.dilation) * pixel, np.int64)
-
-
 def _fixed(
     c: Correlation, slabs: Slabs, block: Block, scratch: tuple[int, ...], rows: np.ndarray, tap_length: int,
     tap_step: int, k_parts: int,
 ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:  # fmt: skip
     """The constant part of a Layout, and the arrays whose addresses are in it."""
     depth, height, width = c.axes
+    rows = np.ascontiguousarray(rows, np.int64)
     segments, segment_count = c.segments
     fixed = (
         sum(scratch), *(scratch + (0,) * 5)[:5],
@@ -272,6 +254,7 @@ def _correlate(
     out: np.ndarray, activation: str | None, scratch: int, threads: int,
 ) -> None:  # fmt: skip
     """One correlation of lifted arrays."""
+    threads = c.useful_threads(threads)
     fixed, _ = _prepare(c, out.itemsize, threads)
     call = (
         *layout(x),
@@ -282,8 +265,8 @@ def _correlate(
         address(packed),
         scratch,
     )
-    table = np.array(call + fixed, np.int64)
-    run_shares(forward_range, threads, table, KIND[out.dtype])
+    table = np.array(Layout._make(call + fixed), np.int64)
+    run_shares(forward_range, threads, table, table, KIND[out.dtype])
 
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
@@ -359,7 +342,7 @@ class Chunk(NamedTuple):
     rows: int  # of a k block of sums
     padded_rows: int
     pass_rows: int
-    index: int  # of the slab
+    slab_index: int
     n0: int
     od: int
     oh0: int
@@ -373,18 +356,18 @@ _CHUNK_FIELDS = len(Chunk._fields)
 @jit
 def pack_chunk_range(t, threads, table, chunk, kind):
     """Share ``t`` of packing a chunk's input rows and dy; the Layout's ``out`` is dy."""
-    g, h = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS)), Chunk(*to_fixed_tuple(carray(pointer(chunk, chunk), _CHUNK_FIELDS), _CHUNK_FIELDS))
+    g, h = Layout(*unpack(table, _FIELDS)), Chunk(*unpack(chunk, _CHUNK_FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     images, rows = min(g.images, g.batch - h.n0), min(g.rows, g.out_height - h.oh0)
     columns = min(g.columns, g.out_width - h.ow0)
     n = g.images * g.kernel_d * g.slab_rows
     slab, first, last = pointer(h.slab, kind), n * t // threads, n * (t + 1) // threads
-    pack_slab(g, kind, table, slab, h.index, h.n0, images, h.od, h.oh0, rows, h.ow0, columns, first, last)
+    pack_slab(g, kind, table, slab, h.slab_index, h.n0, images, h.od, h.oh0, rows, h.ow0, columns, first, last)
     n = g.k_blocks * images * rows
     for j in range(n * t // threads, n * (t + 1) // threads):
         k_block, image, row = j // (images * rows), j // rows % images, j % rows
-        channel = h.index * g.slab_outputs + k_block * width
+        channel = h.slab_index * g.slab_outputs + k_block * width
         channels = min(width, g.slab_outputs - k_block * width, g.groups * g.group_outputs - channel)
         where = (h.n0 + image) * g.out_n + h.od * g.out_d + (h.oh0 + row) * g.out_h + h.ow0 * g.out_w
         source = shift(pointer(g.out, kind), where + channel * g.out_c)
@@ -395,7 +378,7 @@ def pack_chunk_range(t, threads, table, chunk, kind):
 @jit
 def sum_chunk_range(t, threads, table, chunk, kind):
     """Share ``t`` of the sums over a chunk: whole tiles of the weight gradient, so no sum has two owners."""
-    g, h = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS)), Chunk(*to_fixed_tuple(carray(pointer(chunk, chunk), _CHUNK_FIELDS), _CHUNK_FIELDS))
+    g, h = Layout(*unpack(table, _FIELDS)), Chunk(*unpack(chunk, _CHUNK_FIELDS))
     width = 2 * vector_lanes(kind)
     images, rows = min(g.images, g.batch - h.n0), min(g.rows, g.out_height - h.oh0)
     columns = min(g.columns, g.out_width - h.ow0)
@@ -441,15 +424,21 @@ def grad_weight(
         out[...] = 0
         return
     c = blocking.correlation(geometry)
+    threads = c.useful_threads(threads)
     width = columns(out.itemsize)
     plan, fixed, _ = _prepare_weight(c, out.itemsize)
     chunk, scratch = plan.chunk, Workspace(workspace)
-    slab, packed_dy, sums = (scratch.take(n, np.dtype(np.uint8)) for n in (plan.slab_bytes, plan.dy_bytes, plan.sum_bytes))
+    slab, packed_dy, sums = (
+        scratch.take(n, np.dtype(np.uint8)) for n in (plan.slab_bytes, plan.dy_bytes, plan.sum_bytes)
+    )
     x, dy = lifted(x), lifted(dy)
     call = (*layout(x), *layout(dy), *(0,) * 6, 0, 0, 0, scratch.rest())
-    table, kind = np.array(call + fixed, np.int64), KIND[out.dtype]
+    table, kind = np.array(Layout._make(call + fixed), np.int64), KIND[out.dtype]
     starts = itertools.product(
-        range(0, c.batch, chunk.images), range(c.out[0]), range(0, c.out[1], chunk.rows), range(0, c.out[2], chunk.columns)
+        range(0, c.batch, chunk.images),
+        range(c.out[0]),
+        range(0, c.out[1], chunk.rows),
+        range(0, c.out[2], chunk.columns),
     )
     starts_list = list(starts)
     block_stride = plan.padded_rows * width

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import ACTIVATIONS
 from .compile import jit
-from .simd import as_bits, copy, from_bits, load, pointer, shift, store
+from .simd import as_bits, copy, from_bits, keep_whole, load, pointer, shift, store
 
 RELU, RELU6, LEAKY_RELU, SILU, GELU, SIGMOID, TANH, HARDSWISH = range(1, 9)
 
@@ -109,6 +109,7 @@ def normal_cdf(x):
 @jit(inline=True)
 def activate(row, n, activation):
     """The activation, in place."""
+    keep_whole()
     if activation == RELU:
         for i in range(n):
             v = load(row, i)
@@ -148,6 +149,7 @@ def activate(row, n, activation):
 @jit(inline=True)
 def finish(row, n, has_bias, bias, bias_step, has_residual, residual, residual_step, activation, out, out_step):
     """Finish ``n`` sums at ``row`` and store them at ``out``; bias_step 0 adds one number to all of them."""
+    keep_whole()
     if has_bias:
         if bias_step == 0:
             b = load(bias, 0)
@@ -196,6 +198,7 @@ def add_run(runs, count, position, length, out, out_step, residual, residual_ste
 @jit(inline=True)
 def write_channels(g, kind, sums, lds, runs, run_count, channel, channels):
     """Finish sums ``[channel][position]``, a row for each of ``channels`` from output channel ``channel``."""
+    keep_whole()
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
     for k in range(channels):
         for i in range(0, 4 * run_count, 4):
@@ -203,14 +206,13 @@ def write_channels(g, kind, sums, lds, runs, run_count, channel, channels):
             to = shift(out, load(runs, i + 2) + (channel + k) * g.out_c)
             other = shift(residual, load(runs, i + 3) + (channel + k) * g.residual_c)
             b = shift(bias, channel + k)
-            finish(
-                row, load(runs, i + 1), g.bias, b, 0, g.residual, other, g.residual_w, g.activation, to, g.out_w
-            )
+            finish(row, load(runs, i + 1), g.bias, b, 0, g.residual, other, g.residual_w, g.activation, to, g.out_w)
 
 
 @jit(inline=True)
 def write_positions(g, kind, sums, lds, runs, run_count, channel, channels):
     """Finish sums ``[position][channel]``, a row for each position: for channels-last output."""
+    keep_whole()
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
     for i in range(0, 4 * run_count, 4):
         for p in range(load(runs, i + 1)):

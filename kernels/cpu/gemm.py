@@ -10,6 +10,7 @@ from .simd import (
     SMALL_ROWS,
     TILE_ROWS,
     copy,
+    keep_whole,
     lane_tile,
     load,
     shift,
@@ -25,6 +26,7 @@ from .simd import (
 @jit(inline=True)
 def multiply(height, segment_count, segments, length, step, a, rows, b, c, ldc, accumulate):
     """C[i][:] (+)= the tiles' sum for i < height; C and ``rows`` must reach to a whole tile (see ``simd``)."""
+    keep_whole()
     i = 0
     while i < height:
         if height - i <= SMALL_ROWS:
@@ -38,6 +40,7 @@ def multiply(height, segment_count, segments, length, step, a, rows, b, c, ldc, 
 @jit(inline=True)
 def multiply_lanes(height, segment_count, segments, length, step, a, rows, b, c, ldc, accumulate):
     """``multiply`` with lane-by-lane products."""
+    keep_whole()
     i = 0
     while i < height:
         if height - i <= SMALL_ROWS:
@@ -59,6 +62,7 @@ def zero(target, n):
 @jit(inline=True)
 def transpose(lanes, source, lds, target, ldt, n, m):
     """``target[j * ldt + i] = source[i * lds + j]`` for i < n, j < m, in squares of ``lanes``."""
+    keep_whole()
     for i in range(0, n, lanes):
         for j in range(0, m, lanes):
             s, t = shift(source, i * lds + j), shift(target, j * ldt + i)
@@ -70,7 +74,8 @@ def transpose(lanes, source, lds, target, ldt, n, m):
 
 @jit(inline=True)
 def gather(lanes, source, channel_stride, position_stride, target, ldt, channels, positions):
-    """``target[p * ldt + c] = source[c * channel_stride + p * position_stride]``: channels-last, whatever the source."""
+    """``target[p * ldt + c] = source[c * channel_stride + p * position_stride]``: a channels-last copy."""
+    keep_whole()
     if position_stride == 1 and channels > 1:
         transpose(lanes, source, channel_stride, target, ldt, channels, positions)
     elif channel_stride == 1:

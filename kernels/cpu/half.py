@@ -30,10 +30,13 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
         scratch = Workspace(workspace)
         result = scratch.take(out.shape, _SINGLE)
         singles: list[np.ndarray | None] = []
-        for array in arrays[:-1]:
-            if array is None or array.ndim == 1:  # a bias is small
+        prepacked = options.get("packed") is not None
+        for i, array in enumerate(arrays[:-1]):
+            if i == 1 and prepacked:  # the weights are not read
+                singles.append(None)
+            elif array is None or array.ndim == 1:  # a bias is small
                 singles.append(None if array is None else array.astype(_SINGLE))
-            elif array.shape == out.shape and len(arrays) == 5 and array is arrays[3]:
+            elif i == 3:
                 result[...] = array
                 singles.append(result)
             else:

@@ -1,6 +1,7 @@
 """Convolution as a matrix product with im2col, a block of the matrix at a time.
 
-    M[(c, r), (n, p)] = x[n, c, p * stride + r * dilation - padding]        out[k, (n, p)] = W[k, (c, r)] M[(c, r), (n, p)]
+    M[(c, r), (n, p)] = x[n, c, p * stride + r * dilation - padding]
+    out[k, (n, p)] = sum over (c, r)  W[k, (c, r)] M[(c, r), (n, p)]
 
                    (n, p): a block of 192 output positions, in panels of one tile's columns
                  +--------+--------+--- ... ---+
@@ -35,8 +36,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from ..geometry import ConvGeometry, Phase
 from . import blocking
@@ -58,7 +57,7 @@ from .epilogue import activation_id, add_run, write_channels, write_positions
 from .gemm import gather, multiply, transpose, zero
 from .half import in_float32
 from .phases import correlate_phases, phase_weights
-from .simd import TILE_ROWS, columns, copy, load, pointer, shift, store, vector_lanes
+from .simd import TILE_ROWS, columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .threads import run_shares
 from .weights import pack_rows, unpack_columns
 
@@ -205,7 +204,7 @@ def unroll(g, lanes, table, x, channels, runs, run_count, target, channel_step, 
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
-    g = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS))
+    g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     memory = g.scratch + t * g.thread_bytes
@@ -259,7 +258,7 @@ def forward_range(t, threads, table, chunk, kind):
                     write_channels(g, kind, sums, g.pixels, out_runs, out_count, channel, out_channels)
 
 
-_ROWS = np.arange(2 * TILE_ROWS)
+_ROWS = np.arange(2 * TILE_ROWS, dtype=np.int64)
 
 
 def _fixed(
@@ -272,7 +271,7 @@ def _fixed(
         for tap in range(width.kernel)
     ]
     segments = np.concatenate([rows for rows, _ in lists]) if lists else np.empty((0, 4), np.int64)
-    starts = np.cumsum([0, *(count for _, count in lists)])
+    starts = np.cumsum([0, *(count for _, count in lists)], dtype=np.int64)
     fixed = (
         sum(scratch), *(scratch + (0,) * 4)[:4],
         address(depth.source), address(height.source), address(segments), address(starts),
@@ -286,7 +285,9 @@ def _fixed(
 def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The plan of one of blocking's cached correlations, which compare by identity."""
     plan = blocking.im2col_forward(c, itemsize, threads, TILE_ROWS)
-    return _fixed(c, plan.scratch, (plan.pixels, plan.blocks, plan.channels, plan.group_batch, plan.tiles, plan.k_parts))
+    return _fixed(
+        c, plan.scratch, (plan.pixels, plan.blocks, plan.channels, plan.group_batch, plan.tiles, plan.k_parts)
+    )
 
 
 def _correlate(
@@ -294,6 +295,7 @@ def _correlate(
     out: np.ndarray, activation: str | None, scratch: int, threads: int,
 ) -> None:  # fmt: skip
     """One correlation of lifted arrays."""
+    threads = c.useful_threads(threads)
     fixed, _ = _prepare(c, out.itemsize, threads)
     call = (
         *layout(x),
@@ -304,8 +306,8 @@ def _correlate(
         address(packed),
         scratch,
     )
-    table = np.array(call + fixed, np.int64)
-    run_shares(forward_range, threads, table, KIND[out.dtype])
+    table = np.array(Layout._make(call + fixed), np.int64)
+    run_shares(forward_range, threads, table, table, KIND[out.dtype])
 
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
@@ -395,7 +397,7 @@ _CHUNK_FIELDS = len(Chunk._fields)
 @jit
 def pack_chunk_range(t, threads, table, chunk, kind):
     """Share ``t`` of unrolling a chunk and packing its dy; the Layout's ``out`` is dy."""
-    g, h = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS)), Chunk(*to_fixed_tuple(carray(pointer(chunk, chunk), _CHUNK_FIELDS), _CHUNK_FIELDS))
+    g, h = Layout(*unpack(table, _FIELDS)), Chunk(*unpack(chunk, _CHUNK_FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     runs = pointer(g.scratch + t * g.thread_bytes, table)
@@ -421,7 +423,7 @@ def pack_chunk_range(t, threads, table, chunk, kind):
 @jit
 def sum_chunk_range(t, threads, table, chunk, kind):
     """Share ``t`` of the sums over a chunk: whole tiles of the weight gradient, so no sum has two owners."""
-    h = Chunk(*to_fixed_tuple(carray(pointer(chunk, chunk), _CHUNK_FIELDS), _CHUNK_FIELDS))
+    h = Chunk(*unpack(chunk, _CHUNK_FIELDS))
     width = 2 * vector_lanes(kind)
     matrix, dy, sums = pointer(h.matrix, kind), pointer(h.dy, kind), pointer(h.sums, kind)
     offsets, nothing = pointer(h.row_offsets, chunk), pointer(h.nothing, chunk)
@@ -446,7 +448,9 @@ def sum_chunk_range(t, threads, table, chunk, kind):
 def _prepare_weight(c: Correlation, itemsize: int) -> tuple[Im2colWeight, np.ndarray, tuple[int, ...], Any]:
     plan = blocking.im2col_weight(c, itemsize, columns(itemsize))
     channels = c.group_inputs * plan.group_batch
-    tap, channel = np.divmod(np.minimum(np.arange(plan.rows + TILE_ROWS), plan.rows - 1), c.group_inputs)
+    tap, channel = np.divmod(
+        np.minimum(np.arange(plan.rows + TILE_ROWS, dtype=np.int64), plan.rows - 1), c.group_inputs
+    )
     offsets = (tap * channels + channel) * plan.row_stride  # a tile's spare rows repeat the last
     return plan, offsets, *_fixed(c, (plan.runs_bytes,), (0, 0, 0, plan.group_batch, 0, 0))
 
@@ -460,6 +464,7 @@ def grad_weight(
         out[...] = 0
         return
     c = blocking.correlation(geometry)
+    threads = c.useful_threads(threads)
     width = columns(out.itemsize)
     plan, offsets, fixed, _ = _prepare_weight(c, out.itemsize)
     scratch = Workspace(workspace)
@@ -467,7 +472,7 @@ def grad_weight(
     matrix, packed_dy, sums = (scratch.take(n, np.dtype(np.uint8)) for n in sizes)
     x, dy = lifted(x), lifted(dy)
     call = (*layout(x), *layout(dy), *(0,) * 6, 0, 0, 0, scratch.rest())
-    table, kind = np.array(call + fixed, np.int64), KIND[out.dtype]
+    table, kind = np.array(Layout._make(call + fixed), np.int64), KIND[out.dtype]
     with writable(out) as target:
         w = weight_view(geometry, target)
         for first_group in range(0, c.groups, plan.group_batch):
@@ -480,6 +485,6 @@ def grad_weight(
                 )  # fmt: skip
                 chunk = np.array(fields, np.int64)
                 run_shares(pack_chunk_range, threads, table, chunk, kind)
-                run_shares(sum_chunk_range, threads, chunk, kind)
+                run_shares(sum_chunk_range, threads, table, chunk, kind)
             blocks = range(first_group * plan.k_blocks, (first_group + groups) * plan.k_blocks)
             unpack_columns(sums, blocks, plan.padded_rows * width, w, False, width, threads)

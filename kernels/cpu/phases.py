@@ -39,7 +39,7 @@ def correlate_phases(
     rows = workspace.take((threads, blocking.fold_row(geometry)), out.dtype)
     lifted = geometry.lifted()
     sources = tuple(
-        source_indices(n, *pads, geometry.padding_mode)
+        np.ascontiguousarray(source_indices(n, *pads, geometry.padding_mode), np.int64)
         for n, pads in zip(lifted.input_size, lifted.padding, strict=True)
     )
     for first in range(0, geometry.batch, images):

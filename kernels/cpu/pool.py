@@ -6,14 +6,14 @@ Shapes and meanings are the kernel contract's (:mod:`fastconv.kernels`). Work is
 planes or blocks of channels), each written by one thread in a fixed order, so results do not depend on ``threads``.
 
 **How.** Arrays are read where they lie if they are contiguous channels-first or channels-last; any other strides cost
-one copy. :mod:`.pool_walk` turns the geometry into strips of a row, and three kernels reduce them a vector at a time
-with the window's taps innermost, in registers: ``_extreme`` (maximum; a minimum is the maximum of -x), ``_extreme_at``
-(with indices), ``_sum`` (average and Lp norm, and, transposed, their gradients, which gather and write each element
-once). Only the maximum's gradient and unpooling scatter, serially within a plane.
-Edges need no branches: a masked load reads nothing outside its row and shows -inf or 0 there.
+one copy. :mod:`.pool_walk` turns the geometry into strips of a row, and :mod:`.pool_kernels` reduces them a vector at a
+time, the window's taps innermost, in registers. Sums that are transposed give the gradients of the average and the
+norm: each element gathers from the windows that cover it and is written once. Only the maximum's gradient and
+unpooling scatter, serially within a plane. Edges need no branches: masked loads read nothing outside a row.
 
-**Speed** is memory's for all but the smallest maps. It loses where vectors are mostly empty: channels-last with
-C below a vector's lanes, rows shorter than one, stride 3 and more channels-first (element loads).
+**Speed** is memory's for all but the smallest maps. It loses where vectors are mostly empty (channels-last with C below
+a vector's lanes, rows shorter than one), where loads are gathers (channels-first with stride 3 and more, and strided
+gradients), and one row of output is one thread's (a global average of a single channels-last image).
 
 **Semantics.** NaN propagates and counts as larger (minimum: smaller) than any number; of equal elements the first has
 the index. A window without an element gives -inf (minimum: inf), index -1, average and norm 0.
@@ -120,7 +120,7 @@ def unpool_forward(geometry: PoolGeometry, x: Array, indices: Array, out: Array,
     """Zeros, and each element of x where its index points; of equal indices the last one stays.
 
     ``geometry`` is the pooling's that is undone, and only the arrays' shapes matter: x and indices alike, out any.
-    Indices outside the plane are skipped.
+    An index outside the plane is skipped.
     """
     _scatter(x, indices, out, False, threads)
 
@@ -132,9 +132,7 @@ def unpool_grad_input(geometry: PoolGeometry, dy: Array, indices: Array, out: Ar
     last = _is_channels_last(out)
     target = _output(out, last, _compute_dtype(out))
     source, where_from = _flat(dy, last, target.dtype), _flat(indices, last, indices.dtype)
-    channels = out.shape[1] if last else 1
-    planes, inputs = out.shape[0] * (1 if last else out.shape[1]), _plane_size(dy) * channels
-    _run("gather_by_index", threads, planes, inputs, channels, where_from, source, target)
+    _run("gather_by_index", threads, *_planes(out, last), where_from, source, target)
     _finish(target, out, last)
 
 
@@ -150,14 +148,13 @@ def _extreme_forward(
     dtype = _compute_dtype(x)
     source, target = _flat(x, last, dtype), _output(out, last, dtype)
     walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype)
-    tables = (walk.depth, walk.height, walk.strips, walk.steps)
     at = None if indices is None else _output(indices, last, indices.dtype)
     if at is None or walk.across:
-        _run(f"{which}_of_windows", threads, *tables, source, target)
+        _run(f"{which}_of_windows", threads, *walk.tables, source, target)
         if at is not None:
-            _run("find_in_windows", threads, *tables, source, at, target)
+            _run("find_in_windows", threads, *walk.tables, source, at, target)
     else:
-        _run(f"{which}_of_windows_at", threads, *tables, walk.width[0], source, at, target)
+        _run(f"{which}_of_windows_at", threads, *walk.tables, walk.width[0], source, at, target)
     if indices is not None and at is not None:
         _finish(at, indices, last)
     _finish(target, out, last)
@@ -181,19 +178,7 @@ def _sums(kernel: str, walk: Walk, x: Array, out: Array, last: bool, dtype: Any,
     if out.size == 0:
         return
     source, target = _flat(x, last, dtype), _output(out, last, dtype)
-    _run(
-        kernel,
-        threads,
-        walk.depth,
-        walk.height,
-        walk.strips,
-        walk.steps,
-        walk.width,
-        divide,
-        *walk.divisors,
-        source,
-        target,
-    )
+    _run(kernel, threads, *walk.tables, walk.width, divide, *walk.divisors, source, target)
     _finish(target, out, last)
 
 
@@ -203,9 +188,7 @@ def _scatter(dy: Array, indices: Array, out: Array, accumulate: bool, threads: i
     last = _is_channels_last(out)
     target = _output(out, last, _compute_dtype(out))
     source, to = _flat(dy, last, target.dtype), _flat(indices, last, indices.dtype)
-    channels = out.shape[1] if last else 1
-    planes = out.shape[0] * (1 if last else out.shape[1])
-    _run("scatter_by_index", threads, accumulate, planes, channels, to, source, target)
+    _run("scatter_by_index", threads, accumulate, *_planes(out, last), to, source, target)
     _finish(target, out, last)
 
 
@@ -229,8 +212,9 @@ def _in_order(a: Array, last: bool) -> Array:
     return np.moveaxis(a, 1, -1) if last else a
 
 
-def _plane_size(a: Array) -> int:
-    return int(np.prod(a.shape[2:], dtype=np.int64))
+def _planes(a: Array, last: bool) -> tuple[int, int]:
+    """Planes, and the channels that are interleaved in each."""
+    return (a.shape[0], a.shape[1]) if last else (a.shape[0] * a.shape[1], 1)
 
 
 def _flat(a: Array, last: bool, dtype: Any) -> Array:

@@ -318,8 +318,9 @@ def _extremes_at(better, fill, t, threads, depth, height, strips, steps, first, 
                     best_at = add_where_valid(load_indices(source, firsts, c, length - c), index)
                 else:
                     best_at = add_where_valid(index_ramp(source, first[s], 0), index)
+                here = index + strips[s, 5] + c * index_lane
                 best, best_at = _reduced_at(
-                    better, source, empty, best_at, index + strips[s, 5] + c * index_lane, index_tap, index_lane, channels,
+                    better, source, empty, best_at, here, index_tap, index_lane, channels,
                     p * plane_size + in_plane, depth[d, 1], depth_step, height[h, 1], height_step,
                     start + c * step, taps, tap_step, step, limit,
                 )  # fmt: skip
@@ -365,8 +366,19 @@ def find_in_windows(t, threads, depth, height, strips, steps, x, at, y):
 # --- scatters and gathers by index: planes of ``channels`` interleaved, cut into blocks of channels ---
 
 
+@inlined
+def _put(plane, position, positions, channels, channel, value, accumulate):
+    if np.uint64(position) < np.uint64(positions):  # unsigned: a negative position is a large one
+        i = np.uint64(position) * np.uint64(channels) + np.uint64(channel)
+        if accumulate:
+            plane[i] += value
+        else:
+            plane[i] = value
+
+
 @jit
 def scatter_by_index(t, threads, accumulate, planes, channels, indices, x, y):
+    """y = 0, then y[index] += x (``accumulate``) or = x, plane by plane in order; a share is whole channel blocks."""
     out_size, in_size = y.size // planes, x.size // planes
     blocks = -(-channels // CHANNEL_BLOCK)
     for work in range(planes * blocks * t // threads, planes * blocks * (t + 1) // threads):
@@ -374,30 +386,29 @@ def scatter_by_index(t, threads, accumulate, planes, channels, indices, x, y):
         last = min(first + CHANNEL_BLOCK, channels)
         out_plane, in_plane = y[p * out_size : (p + 1) * out_size], x[p * in_size : (p + 1) * in_size]
         to = indices[p * in_size : (p + 1) * in_size]
-        if channels == 1:
+        positions = out_size // channels
+        if channels == 1:  # what follows, at half its cost
             out_plane[:] = 0
-        else:
-            for o in range(0, out_size, channels):
-                out_plane[o + first : o + last] = 0
+            for i in range(in_size):
+                _put(out_plane, to[i], positions, 1, 0, in_plane[i], accumulate)
+            continue
+        for o in range(0, out_size, channels):
+            out_plane[o + first : o + last] = 0
         for o in range(0, in_size, channels):
-            for i in range(o + first, o + last):
-                target = np.int64(to[i])
-                if 0 <= target < out_size // channels:
-                    if accumulate:
-                        out_plane[target * channels + i - o] += in_plane[i]
-                    else:
-                        out_plane[target * channels + i - o] = in_plane[i]
+            for c in range(first, last):
+                _put(out_plane, to[o + c], positions, channels, c, in_plane[o + c], accumulate)
 
 
 @jit
-def gather_by_index(t, threads, planes, in_size, channels, indices, x, y):
-    out_size = y.size // planes
-    positions = in_size // channels
-    for o in range(y.size // channels * t // threads, y.size // channels * (t + 1) // threads):
+def gather_by_index(t, threads, planes, channels, indices, x, y):
+    """y = x[index], 0 where the index is outside the plane."""
+    out_size, in_size = y.size // planes, x.size // planes
+    positions = y.size // channels
+    for o in range(positions * t // threads, positions * (t + 1) // threads):
         base = o * channels // out_size * in_size
         for c in range(channels):
             source = np.int64(indices[o * channels + c])
-            inside = 0 <= source < positions
+            inside = 0 <= source < in_size // channels
             y[o * channels + c] = x[base + source * channels + c] if inside else x.dtype.type(0)
 
 
@@ -459,6 +470,6 @@ def scatter_by_index_parallel(threads, accumulate, planes, channels, indices, x,
 
 
 @jit(parallel=True)
-def gather_by_index_parallel(threads, planes, in_size, channels, indices, x, y):
+def gather_by_index_parallel(threads, planes, channels, indices, x, y):
     for t in prange(threads):
-        gather_by_index(np.int64(t), threads, planes, in_size, channels, indices, x, y)
+        gather_by_index(np.int64(t), threads, planes, channels, indices, x, y)

@@ -55,6 +55,11 @@ class Walk:
     divisors: tuple[NDArray[Any], ...]  # along depth, height, and the strips or a single strip's outputs
     across: bool
 
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """What every reduction takes first."""
+        return self.depth, self.height, self.strips, self.steps
+
 
 @dataclass(frozen=True, eq=False)
 class _Axis:

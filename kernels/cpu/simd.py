@@ -346,3 +346,27 @@ def vector_lanes(typingctx: Any, like: Any) -> Any:
         return _int(lanes(like.bitwidth // 8))
 
     return types.int64(like), codegen
+
+
+@intrinsic(prefer_literal=True)
+def unpack(typingctx: Any, address: Any, count: Any) -> Any:
+    """The int64 numbers at an address as a tuple of ``count``, which is a constant."""
+    result = types.UniTuple(types.int64, count.literal_value)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        numbers = builder.inttoptr(args[0], I64.as_pointer())
+        values = [builder.load(builder.gep(numbers, [_int(i)])) for i in range(result.count)]
+        return context.make_tuple(builder, result, values)
+
+    return result(types.int64, count), codegen
+
+
+@intrinsic
+def keep_whole(typingctx: Any) -> Any:
+    """Forbid inlining the function that calls this: a helper used in several places is compiled once in each kernel."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from .compile import jit
 from .gemm import gather, zero
-from .simd import load, shift, store
+from .simd import keep_whole, load, shift, store
 
 
 @jit(inline=True)
 def gather_lanes(g, source, position_stride, target, first_output, outputs, positions):
     """Slab positions for lane-by-lane products: ``[c][lane]`` is input channel c of the lane's group."""
+    keep_whole()
     width = g.pixel // g.group_inputs
     for lane in range(outputs):
         channel = (first_output + lane) // g.group_outputs * g.group_inputs
@@ -29,6 +30,7 @@ def gather_lanes(g, source, position_stride, target, first_output, outputs, posi
 @jit(inline=True)
 def pack_row(g, lanes, segments, source, inside, target, slab, first_column, columns):
     """One slab row: ``columns`` positions from padded column ``first_column``; zeros where not ``inside``."""
+    keep_whole()
     if not inside:
         zero(target, columns * g.pixel)
         return
@@ -37,7 +39,12 @@ def pack_row(g, lanes, segments, source, inside, target, slab, first_column, col
     by_lane = g.by_lane and (g.group_inputs > 1 or g.group_outputs > 1)
     channel, channels = (first_output, outputs) if g.by_lane else (slab * g.group_inputs, g.group_inputs)
     for i in range(0, 4 * g.segment_count, 4):
-        start, first, step, count = load(segments, i), load(segments, i + 1), load(segments, i + 2), load(segments, i + 3)
+        start, first, step, count = (
+            load(segments, i),
+            load(segments, i + 1),
+            load(segments, i + 2),
+            load(segments, i + 3),
+        )
         begin = max(start, first_column)
         n = min(start + count, first_column + columns) - begin
         if n <= 0:

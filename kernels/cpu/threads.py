@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 PRIORITY = ["omp", "tbb", "workqueue"]
 
 _launch_lock = threading.Lock()
@@ -48,7 +50,9 @@ def threading_layer() -> str:
             chosen = numba.config.THREADING_LAYER_PRIORITY
             if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
                 numba.config.THREADING_LAYER_PRIORITY = PRIORITY
-            torch = sys.modules.get("torch")  # where the process uses it too: starting OpenMP must not change its threads
+            torch = sys.modules.get(
+                "torch"
+            )  # where the process uses it too: starting OpenMP must not change its threads
             torch_threads = torch.get_num_threads() if torch else 0
             try:
                 parallel._launch_threads()
@@ -103,5 +107,5 @@ def run_shares(kernel: Any, threads: int, table: np.ndarray, chunk: np.ndarray, 
         return
     from .shares import every_share, native_address
 
-    function = native_address(kernel, type(kind))
-    run(kernel, partial(_call, every_share, function), threads, *addresses)
+    function = native_address(kernel, kind)
+    run(kernel, lambda n, *rest: every_share(function, n, *rest), threads, *addresses)

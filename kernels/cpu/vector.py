@@ -159,17 +159,6 @@ def splat(typingctx: Any, pointer: Any, scalar: Any) -> Any:
 
 
 @intrinsic
-def load_splat(typingctx: Any, pointer: Any, offset: Any) -> Any:
-    """pointer[offset] in every lane."""
-    vector = _vector_of(pointer)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, builder.load(builder.gep(args[0], [args[1]])), vector.count)
-
-    return vector(pointer, types.int64), codegen
-
-
-@intrinsic
 def load(typingctx: Any, pointer: Any, offset: Any) -> Any:
     """pointer[offset + l] in lane l."""
     vector = _vector_of(pointer)

@@ -12,13 +12,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from .arrays import KIND, address
 from .compile import jit
 from .gemm import transpose, zero
-from .simd import load, pointer, shift, store, vector_lanes
+from .simd import load, pointer, shift, store, unpack, vector_lanes
 from .threads import run_shares
 
 
@@ -50,13 +48,15 @@ class Layout(NamedTuple):
     unpack: int
 
 
+THREAD_ELEMENTS = 1 << 16  # that pay for another thread: about 10 µs
+
 _FIELDS = len(Layout._fields)
 
 
 @jit
 def pack_range(t, threads, table, chunk, kind):
     """Share ``t`` of the k blocks, packed or unpacked."""
-    g = Layout(*to_fixed_tuple(carray(pointer(table, table), _FIELDS), _FIELDS))
+    g = Layout(*unpack(table, _FIELDS))
     group_blocks, vector = -(-g.outputs // g.width), vector_lanes(kind)
     for i in range(g.blocks * t // threads, g.blocks * (t + 1) // threads):
         block, packed, w = g.first_block + i, shift(pointer(g.packed, kind), i * g.block_stride), pointer(g.w, kind)
@@ -117,10 +117,12 @@ def _run(
         groups, outputs = w.shape[:2]
         blocks = range(-(-groups * outputs // width) if by_lane else groups * -(-outputs // width))
     w_strides = [stride // w.itemsize for stride in w.strides]
-    fields = Layout(
-        address(w), *w.shape, *w_strides, _tap_step(w.shape[3:], w_strides[3:]), packed, *strides, width, int(by_lane), blocks.start, len(blocks), int(unpack)
-    )  # fmt: skip
-    run_shares(pack_range, threads, np.array(fields, np.int64), KIND[w.dtype])
+    tap_step = _tap_step(w.shape[3:], w_strides[3:])
+    which = (width, int(by_lane), blocks.start, len(blocks), int(unpack))
+    fields = (address(w), *w.shape, *w_strides, tap_step, packed, *strides, *which)
+    table = np.array(Layout._make(fields), np.int64)
+    threads = min(threads, max(1, w.size // THREAD_ELEMENTS))
+    run_shares(pack_range, threads, table, table, KIND[w.dtype])
 
 
 def pack_columns(w: np.ndarray, packed: np.ndarray, by_lane: bool, width: int, threads: int) -> None:
