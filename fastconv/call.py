@@ -134,8 +134,8 @@ def conv(
     problem = build(
         conv_problem, op, rank, view.shape, w.shape,
         bias_shape=None if bias is None else bias.shape,
-        residual_shape=None if other is None else other.shape, dtype=dtype_name(x.dtype), layout=lay.name, device=device_of(x),
-        **parameters,
+        residual_shape=None if other is None else other.shape, dtype=dtype_name(x.dtype),
+        layout=lay.name, device=device_of(x), **parameters,
     )  # fmt: skip
     choice = select(problem, algorithm)
     output = Output(lay, out, x, problem.geometry.output_shape, x, w, bias, residual)
@@ -153,8 +153,8 @@ def conv_transpose(
     view = lay.first("x", x)
     problem = build(
         conv_transpose_problem, op, rank, view.shape, w.shape,
-        bias_shape=None if bias is None else bias.shape, dtype=dtype_name(x.dtype), layout=lay.name, device=device_of(x),
-        **parameters,
+        bias_shape=None if bias is None else bias.shape, dtype=dtype_name(x.dtype),
+        layout=lay.name, device=device_of(x), **parameters,
     )  # fmt: skip
     choice = select(problem, algorithm)
     output = Output(lay, out, x, problem.geometry.input_shape, x, w, bias)

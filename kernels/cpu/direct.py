@@ -372,6 +372,8 @@ def pack_chunk_range(t, threads, table, chunk, kind):
         where = (h.n0 + image) * g.out_n + h.od * g.out_d + (h.oh0 + row) * g.out_h + h.ow0 * g.out_w
         source = shift(pointer(g.out, kind), where + channel * g.out_c)
         target = shift(pointer(h.dy, kind), j * columns * width)
+        if channels < width:
+            zero(target, columns * width)  # stale bits may be subnormal numbers, which multiply slowly
         gather(lanes, source, g.out_c, g.out_w, target, width, channels, columns)
 
 

@@ -232,6 +232,8 @@ def forward_range(t, threads, table, chunk, kind):
         if block != run_block:
             run_block, run_count = block, split(g, runs, first, last, width, panel_stride)
             out_count = place(g, runs, run_count, out_runs)
+            if (last - first) % width:  # its last panel's stale bits may be subnormal numbers, which multiply slowly
+                zero(shift(panels, (last - first) // width * panel_stride), panel_stride)
         for c0 in range(0, g.group_inputs, g.channels):  # in one step where several groups are unrolled at once
             channels = min(g.channels, g.group_inputs - c0)
             x = shift(pointer(g.x, kind), (first_group * g.group_inputs + c0) * g.x_c)
@@ -417,6 +419,8 @@ def pack_chunk_range(t, threads, table, chunk, kind):
         channel = group * g.group_outputs + k_block * width
         source = shift(pointer(g.out, kind), where + channel * g.out_c)
         target = shift(pointer(h.dy, kind), (block * (h.last - h.first) + load(run, 0)) * width)
+        if channels < width:
+            zero(target, load(run, 5) * width)  # stale bits may be subnormal numbers, which multiply slowly
         gather(lanes, source, g.out_c, g.out_w, target, width, channels, load(run, 5))
 
 

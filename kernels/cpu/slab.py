@@ -36,6 +36,8 @@ def pack_row(g, lanes, segments, source, inside, target, slab, first_column, col
         return
     first_output = slab * g.slab_outputs
     outputs = min(g.slab_outputs, g.groups * g.group_outputs - first_output)
+    if g.by_lane and outputs < g.slab_outputs:
+        zero(target, columns * g.pixel)  # stale bits may be subnormal numbers, which multiply slowly
     by_lane = g.by_lane and (g.group_inputs > 1 or g.group_outputs > 1)
     channel, channels = (first_output, outputs) if g.by_lane else (slab * g.group_inputs, g.group_inputs)
     for i in range(0, 4 * g.segment_count, 4):
