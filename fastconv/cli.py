@@ -98,7 +98,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Images in a batch; default: 32.", show_default=False)] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="First learning rate, falling to 0; default: 0.002; sgd 0.05.", show_default=False),
+        typer.Option(help="First learning rate, falling to 0; default: 0.003; sgd 0.05.", show_default=False),
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="adam, adamw or sgd; default: adam.", show_default=False)

@@ -19,7 +19,7 @@ from .. import checkpoint, data, nn, optim
 from ..arrays import array_module
 from ..autograd import no_grad
 
-LEARNING_RATES = {"adam": 2e-3, "adamw": 2e-3, "sgd": 0.05}
+LEARNING_RATES = {"adam": 3e-3, "adamw": 3e-3, "sgd": 0.05}
 """Optimisers that :class:`TrainConfig` takes, with the learning rate each starts from unless told."""
 UNPADDED_FROM = 28
 EVALUATION_BATCH = 256
