@@ -76,6 +76,7 @@ def _rate(work: Callable[[int], None], threads: int) -> float:
 def _multiply_adds() -> tuple[Callable[[int], None], int]:
     """fastconv's own register tile on operands that stay in the L1 cache, and its operations a call."""
     import numba
+
     from fastconv.kernels.cpu.simd import TILE_ROWS, columns, pointer, tile
 
     length, calls = 128, 20_000

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fastconv.kernels.geometry import ConvGeometry
 
+from fastconv.kernels.geometry import ConvGeometry
 from fastconv.problem import Problem
 from fastconv.testing import Case
 

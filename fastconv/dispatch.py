@@ -253,7 +253,7 @@ def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> C
     """The able row with the least predicted time; the reference only where nothing else is able.
 
     >>> from fastconv.problem import conv_problem
-    >>> choose(conv_problem("conv2d", 2, (1, 8, 16, 16), (8, 8, 3, 3))).algorithm
+    >>> choose(conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3))).algorithm
     'direct'
 
     Raises
@@ -322,7 +322,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     """Say which kernel a call would run and why, without running it.
 
     >>> import numpy as np, fastconv
-    >>> x, w = np.ones((1, 8, 16, 16), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    >>> x, w = np.ones((1, 64, 28, 28), np.float32), np.ones((64, 64, 3, 3), np.float32)
     >>> why = fastconv.explain(fastconv.conv2d, x, w, padding=1)
     >>> why.chosen, [row.algorithm for row in why.rows]
     ('direct', ['direct', 'im2col', 'reference'])

@@ -139,8 +139,8 @@ def plan_conv(
 
     >>> import numpy as np, fastconv
     >>> plan = fastconv.{op}((1, 3, {dims:8}), np.ones((4, 3, {dims:3}), np.float32), padding=1)
-    >>> plan(np.ones((1, 3, {dims:8}), np.float32)).shape, plan.algorithm
-    ((1, 4, {dims:8}), 'direct')
+    >>> plan(np.ones((1, 3, {dims:8}), np.float32)).shape
+    (1, 4, {dims:8})
 
     Parameters
     ----------

@@ -21,17 +21,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
+from .costs import direct_seconds, im2col_seconds, pool_seconds, reference_seconds
+from .problem import ITEMSIZE, PoolProblem, Problem
 
 Predicate = Callable[[Any], str | None]
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-
-# The cost model's machine: one core of a current AVX-512 server. Ratios between rows matter, not the seconds.
-CORE_FLOPS = {"float32": 100e9, "float64": 50e9, "float16": 90e9, "bfloat16": 90e9}
-CORE_BYTES = 10e9
-CALL_SECONDS = 15e-6
-REFERENCE_FLOPS = 0.2e9
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ def resolve(target: str) -> Callable[..., Any]:
     return kernel
 
 
-# ------------------------------------------------------------------------------------------------ errors and costs
+# --------------------------------------------------------------------------------------------------------- errors
 
 
 def gamma(n: float, u: float) -> float:
@@ -118,44 +113,6 @@ def sum_typical(problem: Problem) -> float:
 def float64_bound(problem: Problem) -> float:
     """The reference: float64 sums, rounded once to the problem's dtype."""
     return gamma(problem.reduction + 2, UNIT_ROUNDOFF["float64"]) + UNIT_ROUNDOFF[problem.dtype]
-
-
-def _roofline(
-    problem: Problem, threads: int, efficiency: float, traffic: float, overhead: float = CALL_SECONDS
-) -> float:
-    """The slower of arithmetic at ``efficiency`` of the peak and of ``traffic`` times the bytes, plus the call."""
-    work = max(problem.flops / (CORE_FLOPS[problem.dtype] * efficiency), traffic * problem.bytes / CORE_BYTES)
-    return overhead + work / (threads if work > 50e-6 else 1)
-
-
-def _conv_seconds(efficiency: float, copies: float) -> Callable[[ConvProblem, int], float]:
-    """``copies`` is how many times each byte moves on its way through the kernel's packing."""
-
-    def seconds(problem: ConvProblem, threads: int) -> float:
-        g = problem.geometry
-        # A tile computes whole vectors of output channels and whole rows of pixels: narrow problems waste lanes.
-        return _roofline(problem, threads, efficiency * _lanes_used(g.out_channels // g.groups), copies)
-
-    return seconds
-
-
-def _im2col_seconds(problem: ConvProblem, threads: int) -> float:
-    g = problem.geometry
-    panel = g.batch * g.groups * math.prod(g.output_size) * g.reduction * 4
-    packing = panel / (4 * CORE_BYTES) / threads
-    return packing + _roofline(problem, threads, 0.95 * _lanes_used(math.prod(g.output_size)), 2.0)
-
-
-def _lanes_used(n: int, lanes: int = 16) -> float:
-    return n / (-(-n // lanes) * lanes)
-
-
-def _pool_seconds(problem: PoolProblem, threads: int) -> float:
-    return CALL_SECONDS + problem.bytes / CORE_BYTES / threads
-
-
-def _reference_seconds(problem: Problem, threads: int) -> float:
-    return 100e-6 + problem.flops / REFERENCE_FLOPS
 
 
 # -------------------------------------------------------------------------------------------------- when rows refuse
@@ -212,7 +169,7 @@ def _pool(op: str, stem: str, summary: str) -> Iterator[Row]:
             summary=summary,
             dtypes=FLOATS,
             why_not=_plane_too_large,
-            seconds=_pool_seconds,
+            seconds=pool_seconds,
             bound=sum_bound,
             typical=sum_typical,
         )
@@ -231,15 +188,15 @@ def _reference(op: str, stem: str, *directions: str) -> Iterator[Row]:
             summary="NumPy in float64, for checking",
             dtypes=FLOATS,
             why_not=always,
-            seconds=_reference_seconds,
+            seconds=reference_seconds,
             bound=float64_bound,
             typical=float64_bound,
         )
 
 
 ROWS: tuple[Row, ...] = (
-    *_conv("direct", "taps of a padded channels-last slab, summed in register tiles", _conv_seconds(1.0, 2.0)),
-    *_conv("im2col", "blocks of the im2col matrix times the weights", _im2col_seconds),
+    *_conv("direct", "taps of a padded channels-last slab, summed in register tiles", direct_seconds),
+    *_conv("im2col", "blocks of the im2col matrix times the weights", im2col_seconds),
     *_pool("max_pool", "max", "running maximum of each window, the first one wins"),
     *_pool("min_pool", "min", "running minimum of each window, the first one wins"),
     *_pool("avg_pool", "avg", "mean of each window"),

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastconv.kernels import reference
 
 import fastconv
 from bench import compare, startup
 from bench.libraries import LIBRARIES, Ready, Skipped, expected
 from bench.tasks import Task, WrongResult, check, inputs
 from bench.worker import run_task
+from fastconv.kernels import reference
 from tests.support import REQUIRED
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,6 +16,7 @@ from fastconv.registry import ROWS, Row, sum_bound
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 LAYOUTS = ("channels_first", "channels_last")
+PROBLEM = conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3))
 X, W = np.ones((1, 8, 16, 16), np.float32), np.ones((8, 8, 3, 3), np.float32)
 
 
@@ -58,16 +59,15 @@ def test_choosing_is_the_same_every_time():
 
 
 def test_forcing_takes_families_and_refuses_with_the_reason(monkeypatch):
-    problem = conv_problem("conv2d", 2, X.shape, W.shape)
     for algorithm in ("direct", "im2col", "reference"):
-        assert choose(problem, Options(algorithm=algorithm)).algorithm == algorithm
+        assert choose(PROBLEM, Options(algorithm=algorithm)).algorithm == algorithm
     shy = [replace(r, why_not=lambda p: "it is Sunday") if r.algorithm == "im2col" else r for r in ROWS]
     monkeypatch.setattr(
         dispatch, "rows_for", lambda *key: tuple(r for r in shy if (r.op, r.direction, r.device) == key)
     )
     with pytest.raises(ValueError, match=r"no kernel can run this .*im2col: it is Sunday"):
-        choose(problem, Options(algorithm="im2col"))
-    assert choose(problem).algorithm == "direct"
+        choose(PROBLEM, Options(algorithm="im2col"))
+    assert choose(PROBLEM).algorithm == "direct"
 
 
 def make_row(**changes) -> Row:
@@ -86,9 +86,6 @@ def with_row(monkeypatch):
         monkeypatch.setattr(dispatch, "ROWS", (*ROWS, row))
 
     return add
-
-
-PROBLEM = conv_problem("conv2d", 2, X.shape, W.shape)
 
 
 def test_the_fastest_able_row_wins(with_row):

@@ -4,6 +4,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fastconv.kernels.geometry import (
     ConvGeometry,
     PoolGeometry,
@@ -17,8 +20,6 @@ from fastconv.kernels.geometry import (
     span,
     transposed_phases,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 pair = st.tuples(st.integers(0, 6), st.integers(0, 6))
 axis = st.tuples(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), pair, st.integers(1, 3))

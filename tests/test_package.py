@@ -26,7 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_version", "extras", "ranks", "kernels", "kernels.geometry", "kernels.winograd_matrices"),
     ("kernels.reference", "kernels.cpu.*", "kernels.cuda.*"),
     ("problem", "arrays"),
-    ("registry",),
+    ("costs", "registry"),
     ("dispatch",),
     ("autograd.*",),
     ("call", "functional", "grad", "plan"),

@@ -11,10 +11,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from fastconv.kernels import ACTIVATIONS, reference
-from fastconv.kernels.geometry import ConvGeometry, PoolGeometry, pool_output_size
 from scipy import ndimage, signal, special
 
+from fastconv.kernels import ACTIVATIONS, reference
+from fastconv.kernels.geometry import ConvGeometry, PoolGeometry, pool_output_size
 from tests.support import require
 
 Array = np.ndarray[Any, Any]

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fastconv.kernels import reference
 
 from fastconv import testing
+from fastconv.kernels import reference
 from fastconv.problem import adaptive_pool_problem, conv_problem, pool_problem, unpool_problem
 from fastconv.registry import ROWS, Row
 from fastconv.testing import assert_matches, assert_rms, cases, check_grads, check_row, integers

@@ -15,10 +15,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+
 from fastconv.kernels import reference
 from fastconv.kernels.cpu import pool
 from fastconv.kernels.geometry import PoolGeometry, pool_output_size
-
 from tests.guard import GUARDS, guarded
 
 Array = np.ndarray[Any, Any]
