@@ -2,7 +2,7 @@
 
 A kernel takes the time of its arithmetic, at the share of the peak that its tiles can use, and that of the memory it
 moves: these kernels pack, compute and write out in turn, so the times add up. Only ratios between the rows of one
-operation matter, because the least prediction is chosen. The constants are one core of a Sapphire Rapids server, and the
+operation matter, because the least prediction is chosen. The constants are one core of a Sapphire Rapids server, the
 shares were read off the layers of the named suites (forward and both gradients, batch 1 and 16, two threads): on 307 of
 those 315 problems the row with the least prediction is within 10% of the fastest.
 """

@@ -379,9 +379,10 @@ def _spread(slabs: Slabs, itemsize: int) -> Slabs:
     """Positions a line further apart where they would share a few sets of the L1 cache.
 
     A weight gradient's tile rows are a few channels, read at a thousand positions: with 512 float32 channels those lie
-    2 KiB apart, in two sets of 64, and the gradient ran at half its speed (512x14 in and out, 3x3: 177 to 330 GFLOP/s).
+    2 KiB apart, in two sets of 64, and the gradient is slower (512x14 in and out, 3x3, batch 16, two threads: 177
+    GFLOP/s against 246).
     """
-    crowded = slabs.pixel * itemsize % ALIASED_BYTES == 0
+    crowded = not slabs.by_lane and slabs.pixel * itemsize % ALIASED_BYTES == 0
     return replace(slabs, pixel=slabs.pixel + LINE_BYTES // itemsize) if crowded else slabs
 
 
