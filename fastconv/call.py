@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .arrays import (
     channels_first,
@@ -34,6 +34,7 @@ from .problem import (
     freeze,
     mismatch,
     normalize_layout,
+    shape_of,
 )
 
 
@@ -69,7 +70,7 @@ class Layout:
 
     def logical(self, name: str, shape: Any) -> Sizes:
         """A shape that the user gave, as (N, C, *spatial); like :meth:`first`, it decides about the batch."""
-        shape = tuple(int(s) for s in shape)
+        shape = shape_of(self.op, name, shape)
         self.batched = len(shape) == self.rank + 2
         if not self.batched and len(shape) != self.rank + 1:
             raise ValueError(
@@ -122,181 +123,102 @@ def _exact(value: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------ convolution
 
 
+class Kind(NamedTuple):
+    """A convolution or its transpose: how its problem is built, and which of a convolution's directions it runs."""
+
+    builder: Callable[..., ConvProblem]
+    forward: str
+    input_gradient: str
+
+    def shapes(self, problem: ConvProblem) -> tuple[Sizes, Sizes]:
+        """The logical shapes of x and of y."""
+        g = problem.geometry
+        plain = self.forward == "forward"
+        return (g.input_shape, g.output_shape) if plain else (g.output_shape, g.input_shape)
+
+    def problem(
+        self, lay: Layout, x_shape: Sizes, w_shape: Sizes, like: Any, parameters: dict[str, Any]
+    ) -> ConvProblem:
+        problem: ConvProblem = build(
+            self.builder, lay.op, lay.rank, x_shape, w_shape, dtype=dtype_name(like.dtype), layout=lay.name,
+            device=device_of(like), **parameters,
+        )  # fmt: skip
+        return problem
+
+
+CONV = Kind(conv_problem, "forward", "grad_input")
+TRANSPOSED = Kind(conv_transpose_problem, "grad_input", "forward")
+
+
 def conv(
-    op: str, rank: int, x: Any, w: Any, bias: Any = None, *, residual: Any = None, layout: str | None = None,
-    algorithm: str = "auto", out: Any = None, **parameters: Any,
+    kind: Kind, op: str, rank: int, x: Any, w: Any, bias: Any = None, *, residual: Any = None,
+    layout: str | None = None, algorithm: str = "auto", out: Any = None, **parameters: Any,
 ) -> Any:  # fmt: skip
-    """Convolution. ``parameters``: stride, padding, dilation, groups, padding_mode, activation."""
-    x, w, bias, residual = _conv_arrays(op, x, w, bias, residual)
-    lay = Layout(op, rank, layout)
-    view = lay.first("x", x)
-    other = None if residual is None else lay.view("residual", residual)
-    problem = build(
-        conv_problem, op, rank, view.shape, w.shape,
-        bias_shape=None if bias is None else bias.shape,
-        residual_shape=None if other is None else other.shape, dtype=dtype_name(x.dtype),
-        layout=lay.name, device=device_of(x), **parameters,
-    )  # fmt: skip
-    choice = select(problem, algorithm)
-    output = Output(lay, out, x, problem.geometry.output_shape, x, w, bias, residual)
-    execute(choice, problem, view, w, bias, other, output.target, activation=problem.activation, packed=None)
-    return output.result()
-
-
-def conv_transpose(
-    op: str, rank: int, x: Any, w: Any, bias: Any = None, *, layout: str | None = None, algorithm: str = "auto",
-    out: Any = None, **parameters: Any,
-) -> Any:  # fmt: skip
-    """Transposed convolution. ``parameters``: stride, padding, output_padding, dilation, groups, activation."""
-    x, w, bias, _ = _conv_arrays(op, x, w, bias, None)
-    lay = Layout(op, rank, layout)
-    view = lay.first("x", x)
-    problem = build(
-        conv_transpose_problem, op, rank, view.shape, w.shape,
-        bias_shape=None if bias is None else bias.shape, dtype=dtype_name(x.dtype),
-        layout=lay.name, device=device_of(x), **parameters,
-    )  # fmt: skip
-    choice = select(problem, algorithm)
-    output = Output(lay, out, x, problem.geometry.input_shape, x, w, bias)
-    execute(choice, problem, view, w, bias, None, output.target, activation=problem.activation, packed=None)
-    return output.result()
-
-
-def _conv_arrays(op: str, x: Any, w: Any, bias: Any, residual: Any) -> tuple[Any, Any, Any, Any]:
+    """A convolution or its transpose. ``parameters`` are those of the kind's builder."""
     x, w = intake(op, "x", x), intake(op, "w", w)
     bias = None if bias is None else intake(op, "bias", bias)
     residual = None if residual is None else intake(op, "residual", residual)
     float_dtype(op, "x", x.dtype)
     same_kind(op, ("x", x), ("w", w), ("bias", bias), ("residual", residual))
-    return x, w, bias, residual
+    lay = Layout(op, rank, layout)
+    view = lay.first("x", x)
+    other = None if residual is None else lay.view("residual", residual)
+    if other is not None:
+        parameters["residual_shape"] = other.shape
+    if bias is not None:
+        parameters["bias_shape"] = bias.shape
+    problem = kind.problem(lay, view.shape, w.shape, x, {"direction": kind.forward, **parameters})
+    choice = select(problem, algorithm)
+    output = Output(lay, out, x, kind.shapes(problem)[1], x, w, bias, residual)
+    execute(choice, problem, view, w, bias, other, output.target, activation=problem.activation, packed=None)
+    return output.result()
 
 
-def conv_input(
-    op: str,
-    rank: int,
-    input_size: Any,
-    w: Any,
-    dy: Any,
-    *,
-    layout: str | None = None,
-    algorithm: str = "auto",
-    **parameters: Any,
-) -> Any:
-    """Input gradient of a convolution whose input had the shape ``input_size``."""
+def input_gradient(
+    kind: Kind, op: str, rank: int, input_size: Any, w: Any, dy: Any, *, layout: str | None = None,
+    algorithm: str = "auto", **parameters: Any,
+) -> Any:  # fmt: skip
+    """Gradient with respect to an input of the shape ``input_size``."""
     w, dy = intake(op, "w", w), intake(op, "dy", dy)
     float_dtype(op, "dy", dy.dtype)
     same_kind(op, ("dy", dy), ("w", w))
     lay = Layout(op, rank, layout)
     shape = lay.logical("input_size", input_size)
-    problem = build(
-        conv_problem, op, rank, shape, w.shape, direction="grad_input", dtype=dtype_name(dy.dtype),
-        layout=lay.name, device=device_of(dy), **parameters,
-    )  # fmt: skip
-    view = _gradient(lay, dy, problem.geometry.output_shape)
+    problem = kind.problem(lay, shape, w.shape, dy, {"direction": kind.input_gradient, **parameters})
+    view = _gradient(lay, dy, kind.shapes(problem)[1])
     choice = select(problem, algorithm)
-    output = Output(lay, None, dy, problem.geometry.input_shape)
+    output = Output(lay, None, dy, shape)
     execute(choice, problem, view, w, None, None, output.target, activation=None, packed=None)
     return output.result()
 
 
-def conv_weight(
-    op: str,
-    rank: int,
-    x: Any,
-    weight_size: Any,
-    dy: Any,
-    *,
-    layout: str | None = None,
-    algorithm: str = "auto",
-    **parameters: Any,
-) -> Any:
-    """Weight gradient of a convolution whose weights had the shape ``weight_size``."""
+def weight_gradient(
+    kind: Kind, op: str, rank: int, x: Any, weight_size: Any, dy: Any, *, layout: str | None = None,
+    algorithm: str = "auto", **parameters: Any,
+) -> Any:  # fmt: skip
+    """Gradient with respect to weights of the shape ``weight_size``. To a transposed convolution x is what dy is to a
+    convolution, and dy what x is."""
     x, dy = intake(op, "x", x), intake(op, "dy", dy)
     float_dtype(op, "x", x.dtype)
     same_kind(op, ("x", x), ("dy", dy))
     lay = Layout(op, rank, layout)
     view = lay.first("x", x)
-    weight_shape = tuple(int(s) for s in weight_size)
-    problem = build(
-        conv_problem, op, rank, view.shape, weight_shape, direction="grad_weight",
-        dtype=dtype_name(x.dtype), layout=lay.name, device=device_of(x), **parameters,
-    )  # fmt: skip
-    gradient = _gradient(lay, dy, problem.geometry.output_shape)
-    return _weight_gradient(problem, view, gradient, weight_shape, algorithm)
-
-
-def conv_transpose_input(
-    op: str,
-    rank: int,
-    input_size: Any,
-    w: Any,
-    dy: Any,
-    *,
-    layout: str | None = None,
-    algorithm: str = "auto",
-    **parameters: Any,
-) -> Any:
-    """Input gradient of a transposed convolution: an ordinary convolution of dy."""
-    w, dy = intake(op, "w", w), intake(op, "dy", dy)
-    float_dtype(op, "dy", dy.dtype)
-    same_kind(op, ("dy", dy), ("w", w))
-    lay = Layout(op, rank, layout)
-    shape = lay.logical("input_size", input_size)
-    problem = _transposed(op, rank, shape, w.shape, dy, lay, "forward", parameters)
-    view = _gradient(lay, dy, problem.geometry.input_shape)
+    shape = shape_of(op, "weight_size", weight_size)
+    problem = kind.problem(lay, view.shape, shape, x, {"direction": "grad_weight", **parameters})
+    gradient = _gradient(lay, dy, kind.shapes(problem)[1])
     choice = select(problem, algorithm)
-    output = Output(lay, None, dy, problem.geometry.output_shape)
-    execute(choice, problem, view, w, None, None, output.target, activation=None, packed=None)
-    return output.result()
+    out = empty(x, shape, "channels_first")
+    execute(choice, problem, *((view, gradient) if kind is CONV else (gradient, view)), out)
+    return out
 
 
-def conv_transpose_weight(
-    op: str,
-    rank: int,
-    x: Any,
-    weight_size: Any,
-    dy: Any,
-    *,
-    layout: str | None = None,
-    algorithm: str = "auto",
-    **parameters: Any,
-) -> Any:
-    """Weight gradient of a transposed convolution: a convolution's, with x and dy in each other's place."""
-    x, dy = intake(op, "x", x), intake(op, "dy", dy)
-    float_dtype(op, "x", x.dtype)
-    same_kind(op, ("x", x), ("dy", dy))
-    lay = Layout(op, rank, layout)
-    view = lay.first("x", x)
-    weight_shape = tuple(int(s) for s in weight_size)
-    problem = _transposed(op, rank, view.shape, weight_shape, x, lay, "grad_weight", parameters)
-    gradient = _gradient(lay, dy, problem.geometry.input_shape)
-    return _weight_gradient(problem, gradient, view, weight_shape, algorithm)
-
-
-def conv_bias(op: str, rank: int, dy: Any, *, layout: str | None = None) -> Any:
-    """Bias gradient of a convolution or its transpose: the sum of dy over everything but the channels."""
+def bias_gradient(op: str, rank: int, dy: Any, *, layout: str | None = None) -> Any:
+    """Gradient with respect to the bias of either kind: the sum of dy over everything but the channels."""
     dy = intake(op, "dy", dy)
     float_dtype(op, "dy", dy.dtype)
     lay = Layout(op, rank, layout)
     view = lay.first("dy", dy)
     return view.sum(axis=(0, *range(2, rank + 2)))
-
-
-def _transposed(
-    op: str,
-    rank: int,
-    x_shape: Sizes,
-    w_shape: Sizes,
-    like: Any,
-    lay: Layout,
-    direction: str,
-    parameters: dict[str, Any],
-) -> ConvProblem:
-    problem: ConvProblem = build(
-        conv_transpose_problem, op, rank, x_shape, w_shape, direction=direction,
-        dtype=dtype_name(like.dtype), layout=lay.name, device=device_of(like), **parameters,
-    )  # fmt: skip
-    return problem
 
 
 def _gradient(lay: Layout, dy: Any, shape: Sizes) -> Any:
@@ -305,13 +227,6 @@ def _gradient(lay: Layout, dy: Any, shape: Sizes) -> Any:
     if view.shape != shape:
         mismatch(lay.op, "dy", dy.shape, lay.seen(shape), " (the output's)")
     return view
-
-
-def _weight_gradient(problem: ConvProblem, x: Any, dy: Any, shape: Sizes, algorithm: str) -> Any:
-    choice = select(problem, algorithm)
-    out = empty(x, shape, "channels_first")
-    execute(choice, problem, x, dy, out)
-    return out
 
 
 # ---------------------------------------------------------------------------------------------------------- pooling

@@ -57,37 +57,37 @@ def _no_out(op: str, out: Any) -> None:
 
 @primitive
 def _conv(x: Any, w: Any, bias: Any, *, op: str, rank: int, **parameters: Any) -> Any:
-    return call.conv(op, rank, x, w, bias, **parameters)
+    return call.conv(call.CONV, op, rank, x, w, bias, **parameters)
 
 
 @primitive
 def _conv_transpose(x: Any, w: Any, bias: Any, *, op: str, rank: int, **parameters: Any) -> Any:
-    return call.conv_transpose(op, rank, x, w, bias, **parameters)
+    return call.conv(call.TRANSPOSED, op, rank, x, w, bias, **parameters)
 
 
-def _conv_vjps(
-    input_gradient: Callable[..., Any], weight_gradient: Callable[..., Any]
-) -> tuple[Callable[..., Any], ...]:
-    """vjps for x, w and bias of a convolution; the gradients are chosen automatically, whatever forward was told."""
+def _conv_vjps(kind: call.Kind) -> tuple[Callable[..., Any], ...]:
+    """vjps for x, w and bias; how gradients are computed is chosen automatically, whatever forward was told."""
 
     def for_input(ans: Any, x: Any, w: Any, bias: Any, *, op: str, rank: int, algorithm: str, **parameters: Any) -> Any:
-        return lambda g: input_gradient(op, rank, x.shape, w, g, **parameters)
+        shape = x.shape
+        return lambda g: call.input_gradient(kind, op, rank, shape, w, g, **parameters)
 
     def for_weight(
         ans: Any, x: Any, w: Any, bias: Any, *, op: str, rank: int, algorithm: str, **parameters: Any
     ) -> Any:
-        return lambda g: weight_gradient(op, rank, x, w.shape, g, **parameters)
+        shape = w.shape
+        return lambda g: call.weight_gradient(kind, op, rank, x, shape, g, **parameters)
 
     def for_bias(
         ans: Any, x: Any, w: Any, bias: Any, *, op: str, rank: int, layout: str | None, **parameters: Any
     ) -> Any:
-        return lambda g: call.conv_bias(op, rank, g, layout=layout)
+        return lambda g: call.bias_gradient(op, rank, g, layout=layout)
 
     return for_input, for_weight, for_bias
 
 
-defvjp(_conv, *_conv_vjps(call.conv_input, call.conv_weight))
-defvjp(_conv_transpose, *_conv_vjps(call.conv_transpose_input, call.conv_transpose_weight))
+defvjp(_conv, *_conv_vjps(call.CONV))
+defvjp(_conv_transpose, *_conv_vjps(call.TRANSPOSED))
 
 
 @per_rank("conv{}d")
@@ -139,7 +139,7 @@ def conv(
     }  # fmt: skip
     if not _records(x, w, bias, residual):
         fused = call.conv(
-            x=_data(x), w=_data(w), bias=_data(bias), residual=_data(residual), activation=activation,
+            call.CONV, x=_data(x), w=_data(w), bias=_data(bias), residual=_data(residual), activation=activation,
             algorithm=algorithm, out=out, **fixed,
         )  # fmt: skip
         return Tensor(fused) if _is_tensor(x, w, bias, residual) else fused
@@ -201,8 +201,15 @@ def conv_transpose(
         "dilation": dilation, "groups": groups, "layout": layout,
     }  # fmt: skip
     if not _records(x, w, bias):
-        fused = call.conv_transpose(
-            x=_data(x), w=_data(w), bias=_data(bias), activation=activation, algorithm=algorithm, out=out, **fixed
+        fused = call.conv(
+            call.TRANSPOSED,
+            x=_data(x),
+            w=_data(w),
+            bias=_data(bias),
+            activation=activation,
+            algorithm=algorithm,
+            out=out,
+            **fixed,
         )
         return Tensor(fused) if _is_tensor(x, w, bias) else fused
     _no_out(op, out)

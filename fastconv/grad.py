@@ -26,8 +26,8 @@ def conv_input(
     >>> fastconv.grad.{op}((1, 3, {dims:8}), w, dy).shape
     (1, 3, {dims:8})
     """
-    return call.conv_input(
-        op, rank, input_size, w, dy, stride=stride, padding=padding, dilation=dilation, groups=groups,
+    return call.input_gradient(
+        call.CONV, op, rank, input_size, w, dy, stride=stride, padding=padding, dilation=dilation, groups=groups,
         padding_mode=padding_mode, layout=layout, algorithm=algorithm,
     )  # fmt: skip
 
@@ -45,8 +45,8 @@ def conv_weight(
     >>> fastconv.grad.{op}(x, (4, 3, {dims:3}), dy).shape
     (4, 3, {dims:3})
     """
-    return call.conv_weight(
-        op, rank, x, weight_size, dy, stride=stride, padding=padding, dilation=dilation, groups=groups,
+    return call.weight_gradient(
+        call.CONV, op, rank, x, weight_size, dy, stride=stride, padding=padding, dilation=dilation, groups=groups,
         padding_mode=padding_mode, layout=layout, algorithm=algorithm,
     )  # fmt: skip
 
@@ -59,7 +59,7 @@ def conv_bias(op: str, rank: int, dy: Any, *, layout: str | None = None) -> Any:
     >>> fastconv.grad.{op}(np.ones((2, 4, {dims:6}))).shape
     (4,)
     """
-    return call.conv_bias(op, rank, dy, layout=layout)
+    return call.bias_gradient(op, rank, dy, layout=layout)
 
 
 @per_rank("conv_transpose{}d_input")
@@ -75,9 +75,9 @@ def conv_transpose_input(
     >>> fastconv.grad.{op}((1, 3, {dims:4}), w, dy, stride=2).shape
     (1, 3, {dims:4})
     """
-    return call.conv_transpose_input(
-        op, rank, input_size, w, dy, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
-        groups=groups, layout=layout, algorithm=algorithm,
+    return call.input_gradient(
+        call.TRANSPOSED, op, rank, input_size, w, dy, stride=stride, padding=padding,
+        output_padding=output_padding, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
     )  # fmt: skip
 
 
@@ -94,9 +94,9 @@ def conv_transpose_weight(
     >>> fastconv.grad.{op}(x, (3, 2, {dims:2}), dy, stride=2).shape
     (3, 2, {dims:2})
     """
-    return call.conv_transpose_weight(
-        op, rank, x, weight_size, dy, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
-        groups=groups, layout=layout, algorithm=algorithm,
+    return call.weight_gradient(
+        call.TRANSPOSED, op, rank, x, weight_size, dy, stride=stride, padding=padding,
+        output_padding=output_padding, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
     )  # fmt: skip
 
 

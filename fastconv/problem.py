@@ -209,6 +209,16 @@ def sizes(op: str, name: str, value: Any, rank: int, minimum: int) -> Sizes:
     return entries
 
 
+def shape_of(op: str, name: str, value: Any) -> Sizes:
+    """A whole shape that the user gave: integers, none negative."""
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{op}: {name} must be a shape, a sequence of integers, got {value!r}")
+    shape = tuple(_integer(op, f"{name}[{i}]", v) for i, v in enumerate(value))
+    if any(v < 0 for v in shape):
+        raise ValueError(f"{op}: {name} must not be negative anywhere, got {shape}")
+    return shape
+
+
 def freeze(value: Any) -> Any:
     """Lists as tuples, at any depth, so that what users type can be a cache key."""
     if isinstance(value, (list, tuple)):

@@ -31,19 +31,17 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ..geometry import ConvGeometry, Phase
+from ..geometry import ConvGeometry
 from . import blocking
 from .arrays import (
     KIND,
     Workspace,
     address,
     aligned_empty,
-    bias_row,
-    computable,
     layout,
     lifted,
     weight_view,
@@ -54,7 +52,7 @@ from .compile import jit
 from .epilogue import activation_id, add_run, write_channels, write_positions
 from .gemm import gather, multiply, multiply_lanes, transpose, zero
 from .half import in_float32
-from .phases import correlate_phases, phase_weights
+from .phases import entry_points
 from .simd import TILE_ROWS, columns, load, pointer, shift, store, unpack, vector_lanes
 from .slab import pack_row
 from .threads import run_shares
@@ -280,54 +278,7 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
     return packed
 
 
-@in_float32
-def forward(
-    geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
-    out: np.ndarray, *, activation: str | None = None, packed: Any = None, workspace: np.ndarray, threads: int = 1,
-) -> None:  # fmt: skip
-    """``out = activation(conv(x, w) + bias + residual)``; the arguments of the kernel contract."""
-    if not out.size:
-        return
-    c = blocking.correlation(geometry)
-    scratch = Workspace(workspace)
-    if packed is None:
-        packed = _pack(c, weight_view(geometry, w), scratch, threads)
-    with writable(out) as target:
-        other = None if residual is None else lifted(residual)
-        _correlate(c, lifted(x), packed, bias_row(bias), other, target, activation, scratch.rest(), threads)
-
-
-@in_float32
-def grad_input(
-    geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
-    out: np.ndarray, *, activation: str | None = None, packed: Any = None, workspace: np.ndarray, threads: int = 1,
-) -> None:  # fmt: skip
-    """``out = activation(gradient of the input + bias + residual)``: also the transposed convolution."""
-    if not out.size:
-        return
-    with writable(out) as target:
-        other = None if residual is None else lifted(residual)
-        correlate_phases(
-            _pack_phase, _correlate, geometry, lifted(dy), w, bias_row(bias), other, target, activation, packed,
-            Workspace(workspace), threads,
-        )  # fmt: skip
-
-
-def _pack_phase(
-    c: Correlation, phase: Phase, geometry: ConvGeometry, w: np.ndarray, scratch: Workspace | None, threads: int
-) -> np.ndarray:
-    return _pack(c, phase_weights(geometry, phase, w), scratch, threads)
-
-
-def pack_forward(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
-    """Weights packed for ``forward`` (in float32 where they have 16 bits)."""
-    return _pack(blocking.correlation(geometry), weight_view(geometry, computable(w)), None, 1)
-
-
-def pack_grad_input(geometry: ConvGeometry, w: np.ndarray) -> list[np.ndarray]:
-    """Weights packed for ``grad_input``, one array a phase."""
-    w = computable(w)
-    return [_pack_phase(c, phase, geometry, w, None, 1) for phase, c in blocking.phase_correlations(geometry)]
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, _correlate)
 
 
 # ------------------------------------------------------------------------------------------- weight gradient

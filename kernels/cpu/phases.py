@@ -1,17 +1,94 @@
-"""The input gradient as stride-1 correlations of dy, one a phase: shared by the direct and im2col algorithms."""
+"""The contract's functions for any algorithm that can correlate: shared by direct and im2col.
+
+An algorithm brings two functions,
+
+    pack(c, w, workspace, threads) -> packed       weights (groups, K/groups, C/groups, D, R, S) as its tiles read them,
+                                                   in the workspace, or in an array of their own where that is None
+    correlate(c, x, packed, bias, residual, out, activation, scratch address, threads)
+
+for a :class:`~fastconv.kernels.cpu.blocking.Correlation` ``c`` and arrays lifted to (N, C, D, H, W). Forward is one
+correlation; the input gradient is one of dy for each phase of the stride, with input and output channels exchanged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..geometry import ConvGeometry, Phase, source_indices
 from . import blocking
-from .arrays import Workspace, weight_view
+from .arrays import Workspace, bias_row, computable, lifted, weight_view, writable
 from .fold import fold
+from .half import in_float32
+
+Pack = Callable[..., np.ndarray]
+Correlate = Callable[..., None]
+
+
+class EntryPoints(NamedTuple):
+    """The functions of the kernel contract that correlate."""
+
+    forward: Callable[..., None]
+    grad_input: Callable[..., None]
+    pack_forward: Callable[..., np.ndarray]
+    pack_grad_input: Callable[..., list[np.ndarray]]
+
+
+def entry_points(pack: Pack, correlate: Correlate) -> EntryPoints:
+    """The contract's functions of the algorithm that ``pack`` and ``correlate`` are."""
+
+    @in_float32
+    def forward(
+        geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
+        out: np.ndarray, *, activation: str | None = None, packed: Any = None, workspace: np.ndarray, threads: int = 1,
+    ) -> None:  # fmt: skip
+        """``out = activation(conv(x, w) + bias + residual)``."""
+        if not out.size:
+            return
+        c, scratch = blocking.correlation(geometry), Workspace(workspace)
+        if packed is None:
+            packed = pack(c, weight_view(geometry, w), scratch, threads)
+        with writable(out) as target:
+            other = None if residual is None else lifted(residual)
+            correlate(c, lifted(x), packed, bias_row(bias), other, target, activation, scratch.rest(), threads)
+
+    @in_float32
+    def grad_input(
+        geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
+        out: np.ndarray, *, activation: str | None = None, packed: Any = None, workspace: np.ndarray, threads: int = 1,
+    ) -> None:  # fmt: skip
+        """``out = activation(gradient of the input + bias + residual)``: also the transposed convolution."""
+        if not out.size:
+            return
+        with writable(out) as target:
+            other = None if residual is None else lifted(residual)
+            arguments = (
+                lifted(dy),
+                w,
+                bias_row(bias),
+                other,
+                target,
+                activation,
+                packed,
+                Workspace(workspace),
+                threads,
+            )
+            correlate_gradient(pack, correlate, geometry, *arguments)
+
+    def pack_forward(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
+        """Weights packed for ``forward`` (in float32 where they have 16 bits)."""
+        return pack(blocking.correlation(geometry), weight_view(geometry, computable(w)), None, 1)
+
+    def pack_grad_input(geometry: ConvGeometry, w: np.ndarray) -> list[np.ndarray]:
+        """Weights packed for ``grad_input``, one array a phase."""
+        w = computable(w)
+        phases = blocking.phase_correlations(geometry)
+        return [pack(c, phase_weights(geometry, phase, w), None, 1) for phase, c in phases]
+
+    return EntryPoints(forward, grad_input, pack_forward, pack_grad_input)
 
 
 def phase_weights(geometry: ConvGeometry, phase: Phase, w: np.ndarray) -> np.ndarray:
@@ -20,15 +97,14 @@ def phase_weights(geometry: ConvGeometry, phase: Phase, w: np.ndarray) -> np.nda
     return w[(slice(None),) * 3 + (phase.taps or (slice(0),) * 3)]
 
 
-def correlate_phases(
-    pack: Callable[..., np.ndarray], correlate: Callable[..., None], geometry: ConvGeometry, dy: np.ndarray,
+def correlate_gradient(
+    pack: Pack, correlate: Correlate, geometry: ConvGeometry, dy: np.ndarray,
     w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None, out: np.ndarray, activation: str | None,
     packed: list[np.ndarray] | None, workspace: Workspace, threads: int,
 ) -> None:  # fmt: skip
     """Write ``activation(input gradient + bias + residual)`` into ``out`` (N, C, D, H, W).
 
-    ``pack(c, phase, geometry, w, workspace, threads)`` and ``correlate(c, x, packed, bias, residual, out, activation,
-    scratch address, threads)`` are the algorithm's own.
+    With padding that is not zeros: the gradient of the padded input first, then folded back.
     """
     if geometry.padding_mode == "zeros":
         _phases(pack, correlate, geometry, dy, w, bias, residual, out, activation, packed, workspace, threads)
@@ -37,10 +113,10 @@ def correlate_phases(
     size = blocking.padded(geometry).input_size
     held = workspace.take((images, geometry.in_channels, *size), out.dtype)
     rows = workspace.take((threads, blocking.fold_row(geometry)), out.dtype)
-    lifted = geometry.lifted()
+    volume = geometry.lifted()
     sources = tuple(
         np.ascontiguousarray(source_indices(n, *pads, geometry.padding_mode), np.int64)
-        for n, pads in zip(lifted.input_size, lifted.padding, strict=True)
+        for n, pads in zip(volume.input_size, volume.padding, strict=True)
     )
     for first in range(0, geometry.batch, images):
         part = replace(geometry, batch=min(images, geometry.batch - first))
@@ -53,14 +129,17 @@ def correlate_phases(
 
 
 def _phases(
-    pack: Any, correlate: Any, geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray, bias: np.ndarray | None,
+    pack: Pack, correlate: Correlate, geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray, bias: np.ndarray | None,
     residual: np.ndarray | None, out: np.ndarray, activation: str | None, packed: list[np.ndarray] | None,
     workspace: Workspace, threads: int,
 ) -> None:  # fmt: skip
     for i, (phase, c) in enumerate(blocking.phase_correlations(geometry)):
         grid = (slice(None), slice(None), *phase.grid)
         mark = workspace.used
-        weights = pack(c, phase, geometry, w, workspace, threads) if packed is None else packed[i]
+        if packed is None:
+            weights = pack(c, phase_weights(geometry, phase, w), workspace, threads)
+        else:
+            weights = packed[i]
         other = None if residual is None else residual[grid]
         correlate(c, dy, weights, bias, other, out[grid], activation, workspace.rest(), threads)
         workspace.used = mark
