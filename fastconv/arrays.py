@@ -69,6 +69,20 @@ def intake(op: str, name: str, x: Any) -> Any:
     )
 
 
+def as_dtype(op: str, name: str, dtype: Any) -> np.dtype[Any]:
+    """A supported floating-point dtype from anything that names one, ``"bfloat16"`` included."""
+    try:
+        if isinstance(dtype, str) and dtype == "bfloat16":
+            import ml_dtypes  # which teaches NumPy this name
+
+            dtype = ml_dtypes.bfloat16
+        found = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be one of {', '.join(DTYPES)}, got {dtype!r}") from None
+    float_dtype(op, name, found)
+    return found
+
+
 @lru_cache(maxsize=64)
 def dtype_name(dtype: Any) -> str:
     """``dtype.name``, which NumPy composes anew at each look."""
@@ -146,6 +160,10 @@ def check_out(op: str, out: Any, like: Any, shape: Sizes) -> None:
     same_kind(op, ("x", like), ("out", out))
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError(f"{op}: out is read-only")
+    if any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.strides, strict=True)):
+        raise ValueError(
+            f"{op}: out overlaps itself (strides {out.strides}): elements of the result would share memory"
+        )
 
 
 def overlaps(out: Any, *inputs: Any) -> bool:

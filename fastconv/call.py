@@ -168,7 +168,7 @@ def conv(
     if bias is not None:
         parameters["bias_shape"] = bias.shape
     problem = kind.problem(lay, view.shape, w.shape, x, {"direction": kind.forward, **parameters})
-    choice = select(problem, algorithm)
+    choice = select(problem, algorithm, op)
     output = Output(lay, out, x, kind.shapes(problem)[1], x, w, bias, residual)
     execute(choice, problem, view, w, bias, other, output.target, activation=problem.activation, packed=None)
     return output.result()
@@ -186,7 +186,7 @@ def input_gradient(
     shape = lay.logical("input_size", input_size)
     problem = kind.problem(lay, shape, w.shape, dy, {"direction": kind.input_gradient, **parameters})
     view = _gradient(lay, dy, kind.shapes(problem)[1])
-    choice = select(problem, algorithm)
+    choice = select(problem, algorithm, op)
     output = Output(lay, None, dy, shape)
     execute(choice, problem, view, w, None, None, output.target, activation=None, packed=None)
     return output.result()
@@ -206,7 +206,7 @@ def weight_gradient(
     shape = shape_of(op, "weight_size", weight_size)
     problem = kind.problem(lay, view.shape, shape, x, {"direction": "grad_weight", **parameters})
     gradient = _gradient(lay, dy, kind.shapes(problem)[1])
-    choice = select(problem, algorithm)
+    choice = select(problem, algorithm, op)
     out = empty(x, shape, "channels_first")
     execute(choice, problem, *((view, gradient) if kind is CONV else (gradient, view)), out)
     return out
@@ -247,7 +247,7 @@ def pool(
         indices=indices is not None, **parameters,
     )  # fmt: skip
     shape = problem.geometry.output_shape
-    choice = select(problem)
+    choice = select(problem, op=op)
     output = Output(lay, out, x, shape, x)
     if kind not in ("max_pool", "min_pool"):
         execute(choice, problem, view, output.target)
@@ -264,7 +264,7 @@ def pool_gradient(problem: PoolProblem, *arrays: Any, like: Any, batched: bool) 
     lay = Layout(problem.op, g.rank, problem.layout)
     lay.batched = batched
     views = [lay.view("dy", a) for a in arrays]
-    choice = select(backward)
+    choice = select(backward, op=problem.op)
     shape = g.output_shape if problem.op == "max_unpool" else g.input_shape
     output = Output(lay, None, like, shape)
     execute(choice, backward, *views, output.target)
@@ -395,7 +395,7 @@ def unpool(
         **parameters,
     )
     _in_plane(op, indices, problem.geometry)
-    choice = select(problem)
+    choice = select(problem, op=op)
     output = Output(lay, None, x, problem.geometry.input_shape)
     execute(choice, problem, view, positions, output.target)
     return output.result(), problem

@@ -111,6 +111,10 @@ def options(
 
 def _check_options(o: Options) -> None:
     _check_algorithm("options", o.algorithm)
+    for name in ("max_error", "workspace_limit"):
+        value = getattr(o, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, np.number))):
+            raise TypeError(f"options: {name} must be a number, got {value!r}")
     if o.max_error is not None and not o.max_error > 0:
         raise ValueError(f"options: max_error must be positive, got {o.max_error!r}")
     if o.workspace_limit is not None and not o.workspace_limit >= 0:
@@ -289,11 +293,14 @@ class _Probed(BaseException):
         self.explanation = explanation
 
 
-def select(problem: Problem, algorithm: str = "auto") -> Candidate:
-    """:func:`choose` under this thread's options; ``algorithm`` overrides them. Warns when it ends at the reference."""
+def select(problem: Problem, algorithm: str = "auto", op: str = "") -> Candidate:
+    """:func:`choose` under this thread's options; ``algorithm`` overrides them. Warns when it ends at the reference.
+
+    ``op`` is the function's public name, for the error about an unknown algorithm.
+    """
     chosen = _current.options
     if algorithm != "auto":
-        _check_algorithm(problem.op, algorithm)
+        _check_algorithm(op or problem.op, algorithm)
         chosen = replace(chosen, algorithm=algorithm)
     threads = get_num_threads()
     if _current.probing:
@@ -329,7 +336,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 
     Parameters
     ----------
-    function : a function of fastconv or :mod:`fastconv.grad`.
+    function : a function of fastconv or :mod:`fastconv.grad`, or a plan.
     args, kwargs : what it would be called with.
 
     Returns
@@ -342,6 +349,10 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     ValueError, TypeError : what the call itself would raise.
     TypeError : the function runs no kernel.
     """
+    if not callable(function):
+        raise TypeError(f"explain: function must be callable, got {function!r}; explain(fastconv.conv2d, x, w)")
+    if hasattr(function, "explain"):  # a plan has chosen already
+        return function.explain()
     before, _current.probing = _current.probing, True
     try:
         function(*args, **kwargs)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import autograd, call
-from .arrays import same_kind
+from .arrays import intake, same_kind
 from .autograd import Tensor, defvjp, is_grad_enabled, primitive
 from .kernels import ACTIVATIONS
 from .problem import (
@@ -148,6 +148,7 @@ def conv(
         check_choice(op, "activation", activation, ACTIVATIONS, none=True)
     y = _conv(x, w, bias, algorithm=algorithm, **fixed)
     if residual is not None:
+        residual = residual if isinstance(residual, Tensor) else intake(op, "residual", residual)
         if residual.shape != y.shape:
             raise ValueError(f"{op}: residual must have the output's shape {y.shape}, got {residual.shape}")
         same_kind(op, ("x", y.data), ("residual", _data(residual)))
@@ -184,7 +185,8 @@ def conv_transpose(
     padding : what the convolution would have padded: cut off the result. All forms of ``conv{rank}d``;
         ``"same"`` gives size·stride.
     output_padding : extra size at the end of each dimension, smaller than stride or dilation.
-    groups, layout, activation, algorithm, out : as for ``conv{rank}d``.
+    groups, layout, activation, algorithm, out : as for ``conv{rank}d``. Non-finite *weights* may make NaN of elements
+        near the edge, where they meet zero padding.
 
     Returns
     -------
@@ -399,7 +401,8 @@ def lp_pool(
     ----------
     x : (N, C, *spatial) array or Tensor, float32, float64, float16 or bfloat16; unbatched without N.
     norm_type : p > 0. As in PyTorch x keeps its sign, so an odd p can meet a negative sum, whose root is NaN; take
-        ``abs(x)`` first for the mathematical norm (and ONNX's LpPool).
+        ``abs(x)`` first for the mathematical norm (and ONNX's LpPool). The partial windows of ``ceil_mode`` are sums of
+        what they hold; PyTorch scales those up to the whole window.
     kernel_size, stride, padding, dilation, ceil_mode, layout, out : as for ``max_pool{rank}d``.
 
     Returns

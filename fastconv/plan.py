@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import call
-from .arrays import array_module, check_out, device_of, float_dtype, intake, same_kind
-from .autograd import Tensor
+from .arrays import array_module, as_dtype, check_out, device_of, float_dtype, intake, same_kind
+from .autograd import Tensor, is_grad_enabled
 from .dispatch import (
     Candidate,
     Explanation,
@@ -37,7 +37,7 @@ class ConvPlan:
         self.problem = problem
         self._layout = lay
         self._why = why
-        self._choice: Candidate = select(problem, algorithm)
+        self._choice: Candidate = select(problem, algorithm, lay.op)
         self._bias = None if bias is None else bias.copy()
         prepare = self._choice.row.prepare
         self._packed = resolve(prepare)(problem.geometry, w) if prepare else None
@@ -75,6 +75,8 @@ class ConvPlan:
 
     def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
         lay = self._layout
+        if isinstance(x, Tensor) or isinstance(residual, Tensor):
+            return self._call_tensor(x, residual, out)
         x = intake(lay.op, "x", x)
         same_kind(lay.op, ("w", self._like), ("x", x))
         if x.shape != self.input_shape:
@@ -105,6 +107,16 @@ class ConvPlan:
         )  # fmt: skip
         return output.result()
 
+    def _call_tensor(self, x: Any, residual: Any, out: Any) -> Tensor:
+        tensors = [v for v in (x, residual) if isinstance(v, Tensor)]
+        if is_grad_enabled() and any(t.requires_grad for t in tensors):
+            raise ValueError(
+                f"{self._layout.op}: a plan records no gradients; call it under no_grad(), "
+                "or use the function it stands for"
+            )
+        x, residual = (v.data if isinstance(v, Tensor) else v for v in (x, residual))
+        return Tensor(self(x, residual=residual, out=out))
+
     def __repr__(self) -> str:
         return f"<{self._layout.op} {self.algorithm}: {self.problem}>"
 
@@ -115,18 +127,20 @@ def _plan(
 ) -> ConvPlan:  # fmt: skip
     w, bias = (v.data if isinstance(v, Tensor) else v for v in (w, bias))
     w = intake(op, "w", w)
-    if dtype is not None:
-        w = w.astype(array_module(w).dtype(dtype))
     float_dtype(op, "w", w.dtype)
     if bias is not None:
-        bias = intake(op, "bias", bias).astype(w.dtype)
+        bias = intake(op, "bias", bias)
+        same_kind(op, ("w", w), ("bias", bias))
+    if dtype is not None:
+        wanted = as_dtype(op, "dtype", dtype)
+        w, bias = w.astype(wanted), None if bias is None else bias.astype(wanted)
     lay = call.Layout(op, rank, layout)
     shape = lay.logical("x_shape", x_shape)
     problem = call.build(
         build, op, rank, shape, w.shape, bias_shape=None if bias is None else bias.shape, dtype=w.dtype.name,
         layout=lay.name, device=device_of(w), **parameters,
     )  # fmt: skip
-    return ConvPlan(lay, problem, w, bias, algorithm, explain(select, problem, algorithm))
+    return ConvPlan(lay, problem, w, bias, algorithm, explain(select, problem, algorithm, op))
 
 
 @per_rank("plan_conv{}d")

@@ -38,7 +38,7 @@ def learning_curve(history: Sequence[Mapping[str, float]], path: str | Path) -> 
     loss.plot(epochs, [row["loss"] for row in history], marker=".")
     loss.set(xlabel="epoch", ylabel="training loss (cross-entropy)", yscale="log")
     loss.yaxis.set_major_formatter("{x:g}")
-    loss.yaxis.set_minor_formatter("{x:.1g}")
+    loss.yaxis.set_minor_formatter("")  # decades are enough: labels between them run into each other
     accuracy.plot(epochs, [100 * row["accuracy"] for row in history], marker=".", label="training")
     accuracy.plot(epochs, [100 * row["test_accuracy"] for row in history], marker=".", label="test")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")

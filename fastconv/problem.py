@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
+
 from .kernels import ACTIVATIONS
 from .kernels.geometry import (
     PADDING_MODES,
@@ -30,6 +32,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 LAYOUTS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
 INT64_MAX = 2**63 - 1
+LARGEST_PADDING = 2**31 - 1
 
 Padding = int | str | Sequence[int | Sequence[int]]
 IntOrSequence = int | Sequence[int]
@@ -259,6 +262,8 @@ def _pads(op: str, padding: Any, rank: int, *, names: str) -> Pads | str:
             else:
                 p = _integer(op, f"padding[{i}]", entry)
                 entries.append((p, p))
+    if any(p > LARGEST_PADDING for pair in entries for p in pair):
+        raise ValueError(f"{op}: padding must be at most {LARGEST_PADDING}, got {freeze(padding)!r}")
     if any(p < 0 for pair in entries for p in pair):
         raise ValueError(f"{op}: padding must be >= 0, got {freeze(padding)!r}; crop x by slicing it instead")
     return tuple(entries)
@@ -475,6 +480,9 @@ def pool_problem(
                 f"{op}: padding must be smaller than the window, or a window could lie wholly on it; got padding "
                 f"{resolved} for kernel_size {kernel}, dilation {dilations}"
             )
+    for name, flag in (("ceil_mode", ceil_mode), ("count_include_pad", count_include_pad)):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{op}: {name} must be True or False, got {flag!r}")
     out = pool_output_size(size, kernel, strides, resolved, dilations, bool(ceil_mode))
     if min(out) < 1:
         raise ValueError(

@@ -77,10 +77,26 @@ def test_one_plan_serves_many_threads():
             assert (got == wanted).all()
 
 
+def test_tensors_come_back_as_tensors():
+    x, w = random(1, 2, 6, 6), random(3, 2, 3, 3)
+    plan = fc.plan_conv2d(x.shape, fc.Tensor(w))
+    y = plan(fc.Tensor(x))
+    assert isinstance(y, fc.Tensor)
+    assert (y.data == plan(x)).all()
+    with fc.no_grad():
+        assert (plan(fc.Tensor(x, requires_grad=True)).data == y.data).all()
+
+
+def test_bfloat16_by_name():
+    plan = fc.plan_conv2d((1, 2, 6, 6), random(3, 2, 3, 3), random(3), dtype="bfloat16")
+    assert plan(np.zeros((1, 2, 6, 6), np.dtype("bfloat16"))).dtype.name == "bfloat16"
+
+
 def test_it_says_what_it_is():
     plan = fc.plan_conv2d((1, 2, 6, 6), random(3, 2, 3, 3))
     assert plan.algorithm in repr(plan)
     assert plan.explain().chosen == plan.algorithm
+    assert fc.explain(plan, random(1, 2, 6, 6)) is plan.explain()
     assert plan.workspace_bytes == next(c for c in plan.explain().rows if c.algorithm == plan.algorithm).workspace_bytes
 
 

@@ -144,6 +144,22 @@ ERRORS = [
     (lambda: fc.options(workspace_limit=-1).__enter__(), ValueError, r"workspace_limit must be >= 0 bytes"),
     (lambda: fc.options(precision="fp8").__enter__(), ValueError, r"precision must be one of"),
     (lambda: fc.explain(len, [1]), TypeError, r"ran no kernel"),
+    (lambda: fc.explain(3), TypeError, r"explain: function must be callable, got 3"),
+    (lambda: fc.options(workspace_limit="1 MB").__enter__(), TypeError, r"workspace_limit must be a number, got '1 MB'"),
+    (lambda: fc.options(max_error="low").__enter__(), TypeError, r"max_error must be a number, got 'low'"),
+    (lambda: fc.plan_conv2d((1, 4, 9, 9), W2, dtype="int8"), TypeError, r"plan_conv2d: dtype must be float32.* got int8"),
+    (lambda: fc.plan_conv2d((1, 4, 9, 9), W2, dtype="zz"), TypeError, r"plan_conv2d: dtype must be one of float32, .* got 'zz'"),
+    (lambda: fc.plan_conv2d((1, 4, 9, 9), W2.astype(complex)), TypeError, r"w must be float32.* got complex128"),
+    (lambda: fc.plan_conv2d((1, 4, 9, 9), W2, f(6, dtype=np.float64)), TypeError, r"w is float32 and bias is float64"),
+    (lambda: fc.plan_conv2d((1, 4, 9, 9), W2)(fc.Tensor(X2, requires_grad=True)), ValueError, r"a plan records no gradients"),
+    (lambda: fc.conv2d(fc.Tensor(X2, requires_grad=True), W2, residual=[1]), TypeError, r"residual must be a NumPy or CuPy array"),
+    (lambda: fc.conv2d(X2, W2, padding=2**62), ValueError, r"padding must be at most 2147483647, got 4611686018427387904"),
+    (lambda: fc.conv2d(X2, W2, out=np.broadcast_to(np.float32(0), (1, 6, 7, 7))), ValueError, r"out is read-only"),
+    (lambda: fc.conv2d(X2, W2, out=np.lib.stride_tricks.as_strided(f(7), (1, 6, 7, 7), (0, 0, 0, 4))), ValueError, r"out overlaps itself"),
+    (lambda: fc.max_pool2d(X2, 2, ceil_mode="no"), TypeError, r"ceil_mode must be True or False, got 'no'"),
+    (lambda: fc.avg_pool2d(X2, 2, count_include_pad=1), TypeError, r"count_include_pad must be True or False, got 1"),
+    (lambda: grad.conv2d_input(7, W2, f(1, 6, 7, 7)), TypeError, r"input_size must be a shape, a sequence of integers, got 7"),
+    (lambda: grad.conv2d_weight(X2, (6, 4, 3.0, 3), f(1, 6, 7, 7)), TypeError, r"weight_size\[2\] must be an integer, got 3.0"),
 ]  # fmt: skip
 
 

@@ -88,6 +88,13 @@ def test_pooling_rows_hold_their_bounds(row, layout):
                 pool_problem("pool", rank, row.op, shape, 1, stride=3),
                 pool_problem("pool", rank, row.op, (0, *shape[1:]), 2),
             ]
+            for axis in range(rank):  # short rows, pooled whole or not, under a dilated axis
+                dilation = tuple(2 if a == axis else 1 for a in range(rank))
+                for width in (1, 2):
+                    narrow = (2, 3, *size[:-1], width)
+                    window = (*(2 if a < rank - 1 else width for a in range(rank)),)
+                    if dilation[-1] == 1:
+                        problems.append(pool_problem("pool", rank, row.op, narrow, window, stride=1, dilation=dilation))
             if row.op in ("max_pool", "avg_pool"):
                 problems += [adaptive_pool_problem("pool", rank, row.op, shape, n) for n in (1, 4, size)]
         for problem in problems:

@@ -88,6 +88,8 @@ def batches(
     ------
     ValueError : ``x`` and ``y`` differ in length, or ``batch_size`` is below 1.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise TypeError(f"batch_size must be an integer, got {batch_size!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if len(x) != len(y):
@@ -114,6 +116,8 @@ def split(x: Array, y: Array, sizes: Sequence[int] = (8000, 2000), seed: Seed = 
     """
     if len(x) != len(y):
         raise ValueError(f"x and y must have one length, got {len(x)} samples and {len(y)} labels")
+    if not all(isinstance(n, (int, np.integer)) for n in sizes):
+        raise TypeError(f"sizes must be integers, got {tuple(sizes)}")
     if not sizes or min(sizes) < 1:
         raise ValueError(f"sizes must be at least 1 each, got {tuple(sizes)}")
     if sum(sizes) > len(x):

@@ -196,9 +196,10 @@ def _axes(geometry: PoolGeometry, channels_last: bool) -> list[_Axis]:
         axes.append(_Axis(size, windows, regular))
     if not channels_last:
         for outer in (1, 0):
-            if axes[2].size < SHORT_ROW and axes[2].is_whole() and axes[outer].windows.dilation == 1:
-                axes[2] = _merged(axes[outer], axes[2])
-                axes[outer] = _ONE
+            if not (axes[2].size < SHORT_ROW and axes[2].is_whole() and axes[outer].windows.dilation == 1):
+                break  # depth lies next to the row only once height is part of it
+            axes[2] = _merged(axes[outer], axes[2])
+            axes[outer] = _ONE
     return axes
 
 
