@@ -5,25 +5,14 @@ The device follows the array. CuPy is never imported here: a CuPy array can only
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from .autograd import array_module
 from .kernels.geometry import Sizes
 from .problem import DTYPES
-
-
-def array_module(x: Any) -> ModuleType:
-    """The module of an array, numpy or cupy.
-
-    >>> array_module(np.zeros(3)).__name__
-    'numpy'
-    """
-    cupy = sys.modules.get("cupy")
-    return cupy if cupy is not None and isinstance(x, cupy.ndarray) else np
 
 
 def device_of(x: Any) -> str:

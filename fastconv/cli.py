@@ -20,12 +20,12 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="fastconv",
     help="Convolution and pooling kernels in Python: train a network, see which kernel runs and why.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(help="The compiled kernels kept on disk.", no_args_is_help=True)
+cache_app = typer.Typer(help="The compiled kernels kept on disk.", invoke_without_command=True)
 app.add_typer(cache_app, name="cache")
 
 
@@ -67,14 +67,27 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _help_without_command(context: typer.Context) -> None:
+    """Print the help and succeed; ``no_args_is_help`` fails with some versions of Typer and not with others."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show Python's traceback for errors.")] = False,
 ) -> None:
-    pass
+    _help_without_command(context)
+
+
+@cache_app.callback()
+def _cache_options(context: typer.Context) -> None:
+    _help_without_command(context)
 
 
 # ------------------------------------------------------------------------------------------------------------- train
@@ -106,7 +119,9 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Of weights, split and order; default: 0.", show_default=False)
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cpu.", show_default=False)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu; cuda has no kernels yet; default: cpu.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory for the results; default: the next free runs/N.", show_default=False)
     ] = None,

@@ -3,8 +3,8 @@
 A kernel takes the time of its arithmetic, at the share of the peak that its tiles can use, and that of the memory it
 moves: these kernels pack, compute and write out in turn, so the times add up. Only ratios between the rows of one
 operation matter, because the least prediction is chosen. The constants are one core of a Sapphire Rapids server, the
-shares were read off the layers of the named suites (forward and both gradients, batch 1 and 16, two threads): on 307 of
-those 315 problems the row with the least prediction is within 10% of the fastest.
+shares were read off the layers of the named suites. ``python -m bench.choices`` times every row on them and shows what
+each choice loses; its table is ``bench/results/choices.md``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import array_module
+from .autograd import array_module
 from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
 
@@ -307,7 +307,8 @@ def select(problem: Problem, algorithm: str = "auto", op: str = "") -> Candidate
         raise _Probed(_explain(problem, chosen, threads))
     choice = _choose_cached(problem, chosen, threads)
     if choice.row.family == "reference" and chosen.algorithm != "reference":
-        warnings.warn(f"only the float64 reference can run this: {problem}", SlowPathWarning, stacklevel=5)
+        message = f"only the float64 reference can run this within the limits set: {problem}"
+        warnings.warn(message, SlowPathWarning, stacklevel=5)
     return choice
 
 
@@ -318,10 +319,10 @@ def _explain(problem: Problem, chosen: Options, threads: int) -> Explanation:
         reason = f"algorithm={chosen.algorithm!r} was asked for"
     elif best.row.family == "reference":
         reason = "nothing else is able"
-    elif sum(c.able and c.row.family != "reference" for c in rows) == 1:
+    elif (ranked := sum(c.able and c.row.family != "reference" for c in rows)) == 1:
         reason = "the only kernel able"
     else:
-        reason = f"least predicted time of {sum(c.able for c in rows)} able rows, {threads} thread{'s' * (threads > 1)}"
+        reason = f"least predicted time of {ranked} kernels, {threads} thread{'s' * (threads > 1)}"
     return Explanation(problem, rows, best.algorithm, reason)
 
 
@@ -331,8 +332,8 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     >>> import numpy as np, fastconv
     >>> x, w = np.ones((1, 64, 28, 28), np.float32), np.ones((64, 64, 3, 3), np.float32)
     >>> why = fastconv.explain(fastconv.conv2d, x, w, padding=1)
-    >>> why.chosen, [row.algorithm for row in why.rows]
-    ('direct', ['direct', 'im2col', 'reference'])
+    >>> why.chosen, why.chosen in [row.algorithm for row in why.rows if row.able]
+    ('direct', True)
 
     Parameters
     ----------

@@ -72,7 +72,9 @@ def cpu() -> dict[str, str]:
 
 
 def gpu() -> dict[str, str]:
-    """Whether CuPy finds a CUDA device, and if not, why."""
+    """Whether there are kernels for CUDA, whether CuPy finds a device, and if not, why."""
+    if not cuda_kernels():
+        return {"cuda": f"no kernels yet; CuPy {'not ' if importlib.util.find_spec('cupy') is None else ''}found"}
     if importlib.util.find_spec("cupy") is None:
         return {"cuda": 'CuPy is not installed: python -m pip install "fastconv[cuda13]" (or cuda12)'}
     try:
@@ -93,6 +95,13 @@ def gpu() -> dict[str, str]:
         "cuda": f"CuPy {cupy.__version__}, CUDA runtime {runtime // 1000}.{runtime % 1000 // 10}, {count} device(s)",
         **devices,
     }
+
+
+def cuda_kernels() -> bool:
+    """Whether any operation has a kernel for CUDA in the registry."""
+    from .registry import ROWS
+
+    return any(row.device == "cuda" for row in ROWS)
 
 
 def cache() -> dict[str, str]:

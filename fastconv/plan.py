@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import call
-from .arrays import array_module, as_dtype, check_out, device_of, float_dtype, intake, same_kind
-from .autograd import Tensor, is_grad_enabled
+from .arrays import as_dtype, check_out, device_of, float_dtype, intake, same_kind
+from .autograd import Tensor, array_module, is_grad_enabled
 from .dispatch import (
     Candidate,
     Explanation,

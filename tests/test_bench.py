@@ -67,11 +67,15 @@ def test_peers_are_right_or_skipped_with_a_reason(tmp_path):
         tmp_path / "peers.json", "--suite", "lecture", "pooling", "--case", "32x26|512x14-max", "--batch", "1",
         "--libraries", *peers, "--threads", "1",
     )  # fmt: skip
+    timed = set()
     for result in report["results"]:
         for name, found in result["libraries"].items():
             assert "seconds" in found or found["skipped"], (result["case"], name, found)
+            timed |= {name} if "seconds" in found else set()
             if name in REQUIRED and result["direction"] == "forward":
                 assert "seconds" in found, (result["case"], name, found)
+    if not timed:
+        pytest.skip(f"none of {', '.join(peers)} is installed (pip install -e '.[bench,torch]')")
 
 
 def adapter(change):

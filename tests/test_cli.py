@@ -57,6 +57,20 @@ def test_help(command: list[str], invoke: Invoke) -> None:
     assert out == ok(invoke(*command, "-h"))
 
 
+@pytest.mark.parametrize("group", [[], ["cache"]])
+def test_a_group_without_command_prints_its_help_alone(group: list[str], invoke: Invoke) -> None:
+    assert ok(invoke(*group)) == ok(invoke(*group, "--help"))
+
+
+def test_help_and_doctor_say_whether_cuda_has_kernels(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert ("cuda has no kernels yet" in ok(invoke("train", "--help"))) is not doctor.cuda_kernels()
+    monkeypatch.setattr(doctor, "cuda_kernels", lambda: False)
+    assert re.search(r"  cuda +no kernels yet; CuPy (not )?found\n", ok(invoke("doctor")))
+    monkeypatch.setattr(doctor, "cuda_kernels", lambda: True)
+    assert "no kernels yet" not in doctor.gpu()["cuda"]
+
+
 def test_help_names_the_defaults_of_training(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     text, config = ok(invoke("train", "--help")), TrainConfig()
@@ -140,7 +154,10 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         cli.main(["--debug", "filter", str(tmp_path / "none.png")])
 
 
-def test_a_gpu_that_is_missing_is_one_clear_line(invoke: Invoke, tmp_path: Path) -> None:
+def test_a_gpu_that_is_missing_is_one_clear_line(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "cuda_kernels", lambda: True)  # as it will be
     if "device 0" in doctor.gpu():
         pytest.skip("a CUDA device is here")
     status, _, err = invoke("train", "--device", "cuda", "--out", tmp_path / "run")

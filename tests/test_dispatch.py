@@ -21,7 +21,7 @@ X, W = np.ones((1, 8, 16, 16), np.float32), np.ones((8, 8, 3, 3), np.float32)
 
 
 def conv_problems():
-    """op × direction × dtype × layout × rank × padding mode, as DESIGN's enumeration asks."""
+    """op × direction × dtype × layout × rank × padding mode, all that change which kernels there are."""
     modes = ("zeros", "reflect", "replicate", "circular")
     for rank, dtype, layout in product((1, 2, 3), DTYPES, LAYOUTS):
         common = {"dtype": dtype, "layout": layout}

@@ -23,12 +23,12 @@ HEAVY = (
 )  # fmt: skip
 
 LEVELS: tuple[tuple[str, ...], ...] = (
+    ("autograd.*",),
     ("_version", "extras", "ranks", "kernels", "kernels.geometry", "kernels.winograd_matrices"),
     ("kernels.reference", "kernels.cpu.*", "kernels.cuda.*"),
     ("problem", "arrays"),
     ("costs", "registry"),
     ("dispatch",),
-    ("autograd.*",),
     ("call", "functional", "grad", "plan"),
     ("nn.*", "optim.*", "data.*", "backends.*", "testing.*", "checkpoint", "doctor", "filters", "inspection", "plots"),
     ("train.*", "cli", "__main__"),

@@ -6,12 +6,25 @@ import numpy as np
 import pytest
 
 from fastconv.problem import adaptive_pool_problem, conv_problem, pool_problem, unpool_problem
-from fastconv.registry import ROWS, gamma, sum_bound, sum_typical
+from fastconv.registry import ROWS, families, gamma, sum_bound, sum_typical
 from fastconv.testing import check_row
 
 FAST = [row for row in ROWS if row.family != "reference" and row.device == "cpu"]
 CONV_ROWS = [row for row in FAST if row.op == "conv"]
 POOL_ROWS = [row for row in FAST if row.op != "conv"]
+
+
+def accepted(row, problems):
+    """The problems that a row can run, at least one; a row says in words why it cannot run the others."""
+    able = []
+    for problem in problems:
+        reason = row.refuses(problem)
+        if reason is None:
+            able.append(problem)
+        else:
+            assert reason.strip(), f"{row.name} refuses {problem} without a reason"
+    assert able, f"{row.name} refuses every problem of this test, the last because: {reason}"
+    return able
 
 
 def conv(rank, x, w, **parameters):
@@ -45,37 +58,42 @@ CONVS = {
 }
 
 
-@pytest.mark.parametrize("name", CONVS)
 @pytest.mark.parametrize("row", CONV_ROWS, ids=lambda r: r.name)
-def test_convolution_rows_hold_their_bounds(row, name):
-    problem = replace(CONVS[name], direction=row.direction)
-    for dtype in ("float32", "float64"):
-        check_row(row, replace(problem, dtype=dtype), rng=np.random.default_rng(0), integers=True)
-        check_row(row, replace(problem, dtype=dtype), rng=np.random.default_rng(1), integers=False, threads=2)
+def test_convolution_rows_hold_their_bounds(row):
+    dtypes = ("float32", "float64")
+    problems = [replace(p, direction=row.direction, dtype=dtype) for p in CONVS.values() for dtype in dtypes]
+    for problem in accepted(row, problems):
+        check_row(row, problem, rng=np.random.default_rng(0), integers=True)
+        check_row(row, problem, rng=np.random.default_rng(1), integers=False, threads=2)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("row", CONV_ROWS, ids=lambda r: r.name)
 def test_sixteen_bit_rows_accumulate_in_float32(row, dtype):
-    for name in ("above_a_tile", "deep", "dilated", "circular"):
-        problem = replace(CONVS[name], direction=row.direction, dtype=dtype)
+    if dtype not in row.dtypes:
+        assert dtype in (row.refuses(replace(CONVS["deep"], direction=row.direction, dtype=dtype)) or "")
+        return
+    names = ("above_a_tile", "deep", "dilated", "depthwise", "circular")
+    for problem in accepted(row, [replace(CONVS[n], direction=row.direction, dtype=dtype) for n in names]):
         check_row(row, problem, rng=np.random.default_rng(0), integers=False)
 
 
 @pytest.mark.parametrize("row", [r for r in CONV_ROWS if r.direction != "grad_weight"], ids=lambda r: r.name)
 def test_epilogues_are_fused(row):
-    for name in ("above_a_tile", "grouped", "signal"):
-        for activation in (None, "relu", "gelu", "tanh"):
-            for bias, residual in ((True, True), (True, False), (False, True)):
-                problem = replace(
-                    CONVS[name], direction=row.direction, bias=bias, residual=residual, activation=activation
-                )
-                check_row(row, problem, rng=np.random.default_rng(0), integers=False)
+    problems = [
+        replace(CONVS[name], direction=row.direction, bias=bias, residual=residual, activation=activation)
+        for name in ("above_a_tile", "grouped", "depthwise", "signal")
+        for activation in (None, "relu", "gelu", "tanh")
+        for bias, residual in ((True, True), (True, False), (False, True))
+    ]
+    for problem in accepted(row, problems):
+        check_row(row, problem, rng=np.random.default_rng(0), integers=False)
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("row", POOL_ROWS, ids=lambda r: r.name)
 def test_pooling_rows_hold_their_bounds(row, layout):
+    every = []
     for rank, size in ((1, (23,)), (2, (9, 11)), (3, (5, 6, 7))):
         shape = (2, 3, *size)
         problems = [unpool_problem("unpool", rank, shape, 2)]
@@ -97,11 +115,13 @@ def test_pooling_rows_hold_their_bounds(row, layout):
                         problems.append(pool_problem("pool", rank, row.op, narrow, window, stride=1, dilation=dilation))
             if row.op in ("max_pool", "avg_pool"):
                 problems += [adaptive_pool_problem("pool", rank, row.op, shape, n) for n in (1, 4, size)]
-        for problem in problems:
-            for dtype in ("float32", "float64", "bfloat16"):
-                given = replace(problem, direction=row.direction, dtype=dtype, layout=layout)
-                check_row(row, given, rng=np.random.default_rng(0), integers=True)
-                check_row(row, given, rng=np.random.default_rng(1), integers=False, threads=2)
+        every += problems
+    dtypes = ("float32", "float64", "bfloat16")
+    for problem in accepted(
+        row, [replace(p, direction=row.direction, dtype=dtype, layout=layout) for p in every for dtype in dtypes]
+    ):
+        check_row(row, problem, rng=np.random.default_rng(0), integers=True)
+        check_row(row, problem, rng=np.random.default_rng(1), integers=False, threads=2)
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.device == "cpu"], ids=lambda r: r.name)
@@ -111,14 +131,22 @@ def test_rows_state_sane_numbers(row):
         problems = [unpool_problem("unpool", 2, (2, 3, 9, 11), 2, direction=row.direction)]
     elif row.op != "conv":
         problems = [pool_problem("pool", 2, row.op, (2, 3, 9, 11), 3, direction=row.direction)]
-    for problem in problems:
-        assert row.refuses(problem) is None
+    for problem in accepted(row, problems):
         assert 0 < row.seconds(problem, 1) < 60
         assert row.seconds(problem, 2) <= row.seconds(problem, 1)
         assert 0 < row.typical(problem) <= row.bound(problem) < 1
         assert all(0 <= row.workspace_bytes(problem, threads) < 1 << 30 for threads in (1, 2, 8))
     assert row.summary
+    assert row.algorithm
+    assert row.family
     assert "complex64" in (row.refuses(replace(problems[0], dtype="complex64")) or "")
+
+
+def test_a_family_left_out_is_the_algorithm():
+    row = replace(ROWS[0], algorithm="variant", family="")
+    assert row.family == "variant"
+    assert replace(row, family="shared").family == "shared"
+    assert "" not in families()
 
 
 def test_gamma():

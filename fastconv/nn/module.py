@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..autograd import Array, Tensor, array_module, is_floating
-from ..extras import extra
 
 M = TypeVar("M", bound="Module")
 
@@ -290,7 +289,13 @@ def _mover(device: str | None) -> Any:
         return lambda array: array if array_module(array) is np else array.get()
     if kind != "cuda" or not (number.isdecimal() or number == ""):
         raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {device!r}')
-    cupy = extra("cupy", "cuda13", f'device "{device}" (with a CUDA 12 driver: the extra cuda12)')
+    try:
+        import cupy
+    except ImportError:
+        raise ImportError(
+            f'device "{device}" needs CuPy: python -m pip install "fastconv[cuda12]" or "fastconv[cuda13]", '
+            "whichever your CUDA driver supports"
+        ) from None
     try:
         index = int(number) if number else cupy.cuda.Device().id
         cupy.cuda.Device(index).compute_capability  # noqa: B018  # fails where there is no such GPU

@@ -66,8 +66,8 @@ def assert_matches(actual: Array, expected64: Array, *, bound: float, magnitude:
     """
     _same_shape(actual, expected64, what)
     got = actual.astype(np.float64)
-    allowed = np.broadcast_to(bound * np.asarray(magnitude, np.float64), got.shape) + _smallest(actual.dtype)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # inf - inf, and 0 * inf where a window without elements has the maximum -inf
+        allowed = np.broadcast_to(bound * np.asarray(magnitude, np.float64), got.shape) + _smallest(actual.dtype)
         error = np.abs(got - expected64)
     agree = (got == expected64) | (np.isnan(got) & np.isnan(expected64))
     error = np.where(agree, 0.0, np.where(np.isnan(error), np.inf, error))

@@ -1,0 +1,44 @@
+"""The cost model: choices that were measured, far enough apart to be no matter of noise, and how predictions grow."""
+
+from dataclasses import replace
+
+import pytest
+
+from fastconv.dispatch import choose
+from fastconv.problem import conv_problem
+from fastconv.registry import rows_for
+from fastconv.testing import cases
+
+# (suite's case, batch, direction, the faster row); bench/results/choices.md has the times
+CLEAR = [
+    ("resnet/64x56-64k3", 1, "forward", "direct"),
+    ("resnet/64x56-64k3", 16, "grad_weight", "direct"),
+    ("unet/32x224-32k3", 1, "grad_input", "direct"),
+    ("awkward/128x28-32k3", 16, "forward", "direct"),
+    ("depthwise/240x28-240k5g240", 1, "forward", "direct"),
+    ("depthwise/96x56-96k7g96", 16, "grad_weight", "direct"),
+    ("first/3x224-64k7s2", 1, "forward", "direct"),
+    ("first/3x224-64k7s2", 16, "grad_input", "im2col"),
+    ("first/3x224-64k3", 16, "grad_input", "im2col"),
+    ("pointwise/512x28-128k1", 16, "grad_weight", "im2col"),
+    ("strided/512x38-512k3s2", 1, "grad_weight", "im2col"),
+]
+
+
+@pytest.mark.parametrize(("case", "batch", "direction", "faster"), CLEAR)
+def test_clear_cases_are_chosen_right(case, batch, direction, faster):
+    (found,) = [c for c in cases(op="conv") if c.name == case]
+    assert choose(replace(found.problem(batch), direction=direction), threads=2).algorithm == faster
+
+
+@pytest.mark.parametrize("row", rows_for("conv", "forward", "cpu"), ids=lambda r: r.algorithm)
+def test_predictions_grow_with_the_work_and_shrink_with_threads(row):
+    def problem(n, c):
+        return conv_problem("conv2d", 2, (n, c, 56, 56), (64, c, 3, 3), padding=1)
+
+    times = [row.seconds(problem(n, c), 1) for n, c in ((1, 32), (1, 64), (4, 64), (16, 64))]
+    assert times == sorted(times)
+    assert times[-1] / times[-2] == pytest.approx(4, rel=0.1)
+    if row.family != "reference":
+        assert row.seconds(problem(16, 64), 1) / row.seconds(problem(16, 64), 2) == pytest.approx(2, rel=0.1)
+    assert row.seconds(replace(problem(16, 64), dtype="float64"), 1) >= times[-1]
