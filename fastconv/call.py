@@ -102,14 +102,17 @@ class Output:
         return self.out
 
 
+_SCALARS = frozenset({int, str, bool, float, type(None)})
+
+
 def build(builder: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
     """The problem, from the cache where a cache can tell the arguments apart."""
-    args, keywords = freeze(args), {k: freeze(v) for k, v in keywords.items()}
-    make = cached_problem if all(map(_exact, args)) and all(map(_exact, keywords.values())) else _uncached
-    return make(builder, *args, **keywords)
-
-
-def _uncached(builder: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    odd = [name for name, value in keywords.items() if type(value) not in _SCALARS]
+    if odd:
+        keywords.update((name, freeze(keywords[name])) for name in odd)
+    args = tuple(value if type(value) in _SCALARS else freeze(value) for value in args)
+    if all(_exact(keywords[name]) for name in odd) and all(type(v) in _SCALARS or _exact(v) for v in args):
+        return cached_problem(builder, *args, **keywords)
     return builder(*args, **keywords)
 
 
@@ -117,7 +120,7 @@ def _exact(value: Any) -> bool:
     """Whether equal keys mean equal arguments: inside a tuple a cache cannot tell 1 from True or 1.0."""
     if type(value) is tuple:
         return all(type(v) is int or (type(v) is tuple and _exact(v)) for v in value)
-    return value is None or type(value) in (int, str, bool, float)
+    return type(value) in _SCALARS
 
 
 # ------------------------------------------------------------------------------------------------------ convolution

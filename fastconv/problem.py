@@ -225,7 +225,7 @@ def shape_of(op: str, name: str, value: Any) -> Sizes:
 def freeze(value: Any) -> Any:
     """Lists as tuples, at any depth, so that what users type can be a cache key."""
     if isinstance(value, (list, tuple)):
-        return tuple(freeze(v) for v in value)
+        return tuple(v if type(v) is int else freeze(v) for v in value)
     return value
 
 
