@@ -44,8 +44,8 @@ from .threads import run
 Array = NDArray[Any]
 
 SERIAL_BYTES = 1 << 20
-"""Below this many bytes read and written one thread is used. 0.5 MB took one thread 96 µs and two 137, most of it waking
-the second; 2 MB took 165 and 123."""
+"""Below this many bytes read and written one thread is used. 0.5 MB took one thread 96 µs and two 137, most of it
+waking the second; 2 MB took 165 and 123."""
 
 
 # --- the contract's functions ---
