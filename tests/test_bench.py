@@ -12,6 +12,7 @@ import pytest
 import fastconv
 from bench import compare, startup
 from bench.libraries import LIBRARIES, Ready, Skipped, expected
+from bench.networks import build
 from bench.tasks import Task, WrongResult, check, inputs
 from bench.worker import run_task
 from fastconv.kernels import reference
@@ -173,3 +174,20 @@ def test_startup_measures_calls_and_prints_a_table(monkeypatch, tmp_path, capsys
     startup.main(["--out", str(tmp_path / "s.json")])
     assert "| import | 50 ms |\n| call | 20.0 µs |" in capsys.readouterr().out
     assert json.loads((tmp_path / "s.json").read_text())["seconds"]["call"] == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("resnet18", 11_689_512), ("resnet50", 25_557_032), ("vgg16", 138_357_544), ("mobilenetv2", 3_504_872)],
+)
+def test_networks_have_as_many_parameters_as_published(monkeypatch, name, published):
+    def undrawn(shape, bound, dtype=np.float32, generator=None):
+        return np.broadcast_to(dtype(0), shape)  # one number in memory: drawing those of vgg16 takes seconds
+
+    monkeypatch.setattr(fastconv.nn.init, "uniform", undrawn)
+    assert sum(parameter.size for parameter in build(name).parameters()) == published
+
+
+def test_the_u_net_labels_every_pixel():
+    with fastconv.no_grad():
+        assert build("unet").eval()(np.zeros((1, 3, 16, 16), np.float32)).shape == (1, 21, 16, 16)
