@@ -4,7 +4,7 @@
     select(problem)            the same under the caller's options, warning on a slow path
     execute(choice, …)         the kernel, with a workspace of the calling thread's own
 
-The prediction is a deterministic roofline model that never looks at a clock, so a program makes the same choices on
+The prediction (:mod:`fastconv.costs`) never looks at a clock, so a program makes the same choices on
 every run. Choices are cached by problem and options, never by anything an array contains.
 """
 

@@ -305,11 +305,13 @@ def conv_problem(
             f"{op}: groups={n_groups} must divide the {channels} input channels of x and the {filters} output channels "
             "of w"
         )
-    if per_group * n_groups != channels:
+    needed = per_group * n_groups
+    if needed != channels:
+        last = layout == "channels_first" and x_shape[-1] == needed
+        hint = "; if its channels come last, say layout='channels_last'" if last else ""
         raise ValueError(
-            f"{op}: w of shape {w_shape} takes {per_group} channels a group, so x needs {per_group * n_groups} "
-            "channels "
-            f"(groups={n_groups}), got {channels} (x is {x_shape}, channels first)"
+            f"{op}: w of shape {w_shape} takes {per_group} channels a group, so x needs {needed} channels "
+            f"(groups={n_groups}), got {channels} (x is {x_shape}, channels first){hint}"
         )
     size, taps = tuple(spatial), tuple(kernel)
     resolved = _resolve(pads, size, taps, strides, dilations)

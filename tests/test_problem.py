@@ -67,6 +67,7 @@ ERRORS = [
     (lambda: fc.conv2d(f(1, 4, 0, 9), W2), ValueError, r"x has an empty spatial dimension .*only the batch may be empty"),
     (lambda: fc.conv2d(f(1, 5, 9, 9), W2), ValueError, r"x needs 4 channels \(groups=1\), got 5"),
     (lambda: fc.conv2d(X2, W2, layout="NHWC"), ValueError, r"x needs 4 channels .* got 9 \(x is \(1, 9, 4, 9\), channels first\)"),
+    (lambda: fc.conv2d(f(1, 9, 9, 4), W2), ValueError, r"got 9 .*; if its channels come last, say layout='channels_last'"),
     (lambda: fc.conv2d(X2, W2, f(5)), ValueError, r"bias must have the shape \(6,\), one value per output channel, got \(5,\)"),
     (lambda: fc.conv2d(X2, W2, f(6, 1)), ValueError, r"bias must have the shape \(6,\)"),
     (lambda: fc.conv2d(X2, W2, residual=f(1, 6, 9, 9)), ValueError, r"residual must have the output's shape \(1, 6, 7, 7\)"),
