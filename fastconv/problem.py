@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,6 +24,7 @@ from .kernels.geometry import (
     PoolGeometry,
     Sizes,
     conv_transpose_output_size,
+    hashed_once,
     pool_output_size,
     same_padding,
     span,
@@ -38,6 +40,7 @@ Padding = int | str | Sequence[int | Sequence[int]]
 IntOrSequence = int | Sequence[int]
 
 
+@hashed_once
 @dataclass(frozen=True)
 class ConvProblem:
     """One direction of one convolution. ``grad_input`` with an epilogue is the transposed convolution.
@@ -100,6 +103,7 @@ class ConvProblem:
         )
 
 
+@hashed_once
 @dataclass(frozen=True)
 class PoolProblem:
     """One direction of one pooling (``op`` is max_pool, min_pool, avg_pool, lp_pool or max_unpool)."""
@@ -166,6 +170,7 @@ def _show_pads(padding: Pads) -> str:
 # ---------------------------------------------------------------------------------------------- building: arguments
 
 
+@lru_cache(maxsize=64)
 def normalize_layout(op: str, rank: int, layout: str | None) -> str:
     """``"channels_first"`` or ``"channels_last"`` from any of a layout's names."""
     first, last = LAYOUTS[rank]
