@@ -134,7 +134,7 @@ def _plan(
     shape = lay.logical("x_shape", x_shape)
     problem = call.build(
         build, op, rank, shape, w.shape, bias_shape=None if bias is None else bias.shape, dtype=w.dtype.name,
-        layout=lay.name, device=device_of(w), **parameters,
+        layout=lay.name, device=device_of(w), prepared=True, **parameters,
     )  # fmt: skip
     return ConvPlan(lay, problem, w, bias, algorithm, explain(select, problem, algorithm, op))
 
