@@ -63,6 +63,14 @@ def direct_seconds(problem: ConvProblem, threads: int) -> float:
     return _seconds(problem, threads, share)
 
 
+def bfloat16_seconds(problem: ConvProblem, threads: int) -> float:
+    """Tiles of 32 output channels; input channels in whole chunks of 32."""
+    outputs, products = _outputs(problem)
+    channels = products / math.prod(problem.geometry.kernel_size)
+    share = 3.5 * _used(outputs, 32) * min(1.0, channels / (-(-channels // 32) * 32))
+    return _seconds(problem, threads, share)
+
+
 def im2col_seconds(problem: ConvProblem, threads: int) -> float:
     """Lanes are pixels, rows of the tile output channels; every element of the matrix is packed once."""
     g = problem.geometry

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .costs import direct_seconds, im2col_seconds, pool_seconds, reference_seconds
-from .problem import ITEMSIZE, PoolProblem, Problem
+from .costs import bfloat16_seconds, direct_seconds, im2col_seconds, pool_seconds, reference_seconds
+from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
 Predicate = Callable[[Any], str | None]
 
@@ -135,6 +135,13 @@ def _plane_too_large(problem: PoolProblem) -> str | None:
     return None if plane < 2**31 else f"counts positions in 32 bits, a plane has {plane} elements"
 
 
+def _no_bfloat16_products(problem: ConvProblem) -> str | None:
+    if problem.direction == "grad_input" and problem.geometry.padding_mode != "zeros":
+        return "folds no padded gradient, which would have to be held in float32"
+    reason: str | None = resolve(f"{CPU}bfloat16:unavailable")()
+    return reason
+
+
 # ---------------------------------------------------------------------------------------------------------- the table
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -157,6 +164,27 @@ def _conv(algorithm: str, summary: str, seconds: Callable[[Any, int], float]) ->
             dtypes=FLOATS,
             why_not=always,
             seconds=seconds,
+            bound=sum_bound,
+            typical=sum_typical,
+        )
+
+
+def _bfloat16() -> Iterator[Row]:
+    """Direct convolution in the CPU's own bfloat16 products."""
+    for direction in ("forward", "grad_input"):
+        yield Row(
+            op="conv",
+            direction=direction,
+            device="cpu",
+            algorithm="direct_bfloat16",
+            family="direct",
+            target=f"{CPU}bfloat16:{direction}",
+            prepare=f"{CPU}bfloat16:pack_{direction}",
+            workspace=f"{CPU}bfloat16_blocking:{direction}_workspace",
+            summary="bfloat16 products summed in float32, by AMX or AVX512-BF16",
+            dtypes=("bfloat16",),
+            why_not=_no_bfloat16_products,
+            seconds=bfloat16_seconds,
             bound=sum_bound,
             typical=sum_typical,
         )
@@ -201,6 +229,7 @@ def _reference(op: str, stem: str, *directions: str) -> Iterator[Row]:
 ROWS: tuple[Row, ...] = (
     *_conv("direct", "taps of a padded channels-last slab, summed in register tiles", direct_seconds),
     *_conv("im2col", "blocks of the im2col matrix times the weights", im2col_seconds),
+    *_bfloat16(),
     *_pool("max_pool", "max", "running maximum of each window, the first one wins"),
     *_pool("min_pool", "min", "running minimum of each window, the first one wins"),
     *_pool("avg_pool", "avg", "mean of each window"),
