@@ -131,14 +131,15 @@ def _convert(source: np.ndarray, target: np.ndarray, threads: int) -> None:
     if whole:
         bound = _bound(whole // LANES, source is sixteen, brain, min(threads, max(1, whole // THREAD_ELEMENTS)))
         bound(address(source), address(target))
-    target[whole:] = source[whole:]
+    with np.errstate(over="ignore", invalid="ignore"):  # as silent as the vectors
+        target[whole:] = source[whole:]
 
 
 def _piece(array: np.ndarray) -> np.ndarray | None:
     """The array's elements in the order of memory, if they fill one piece of it."""
     reach = sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True))
     dense = array.size and min(array.strides) > 0 and reach + array.itemsize == array.nbytes and array.flags.aligned
-    return np.ndarray((array.size,), array.dtype, array, 0, (array.itemsize,)) if dense else None
+    return np.lib.stride_tricks.as_strided(array, (array.size,), (array.itemsize,)) if dense else None
 
 
 def _single(scratch: Workspace, array: np.ndarray, threads: int, *, filled: bool = True) -> np.ndarray:
