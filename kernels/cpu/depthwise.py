@@ -24,17 +24,18 @@ Loses to direct where groups are wide: it computes one output channel at a time.
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from . import depthwise_plan
-from .arrays import KIND, Workspace, address, aligned_empty, layout
+from .arrays import KIND, Workspace, address, aligned_empty
 from .blocking import Correlation
 from .compile import jit
 from .depthwise_plan import WIDTH, Pass, packed_sizes, places, plan, reached
-from .epilogue import RELU6, activation_id, finish
+from .epilogue import RELU6, finish
 from .gemm import zero
 from .phases import entry_points
 from .simd import columns, copy, keep_whole, load, pointer, shift, store, unpack, vector_lanes
@@ -241,9 +242,7 @@ def pixel_share(g, t, threads, kind):
                             y = shift(pointer(g.out, kind), to + r * g.out_h + q * g.out_w)
                             z = shift(pointer(g.residual, kind), other + r * g.residual_h + q * g.residual_w)
                             row = shift(sums, r * WIDTH * lanes)
-                            finish(
-                                row, count, g.bias, bias, 0, g.residual, z, g.residual_w, g.activation, y, g.out_w
-                            )
+                            finish(row, count, g.bias, bias, 0, g.residual, z, g.residual_w, g.activation, y, g.out_w)
                     q += count
 
 
@@ -358,9 +357,11 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     slots = (cut.channel_rows - 1) * height.stride + height.span
     for p in by_column:
         first = p.starts[0][0] * channel_places + p.starts[0][1]
-        for plane in range(depth.kernel):
-            for r in range(height.kernel):
-                in_pixels.append(((plane * slots + r * height.dilation) * row_lines + first, 0, 0))
+        in_pixels += [
+            ((plane * slots + r * height.dilation) * row_lines + first, 0, 0)
+            for plane in range(depth.kernel)
+            for r in range(height.kernel)
+        ]
 
     pass_rows = _pass_rows(by_row, places_h, c.group_inputs * depth.kernel * width.kernel)
     channel_pass_rows = _pass_rows(by_column, channel_places, depth.kernel * height.kernel)
@@ -386,29 +387,9 @@ def _neighbours(c: Correlation, source: np.ndarray) -> tuple[int, int, int]:
     """The longest run of padded columns that shows neighbouring columns: its first, that one's source, its length."""
     breaks = np.flatnonzero((np.diff(source) != 1) | (source[:-1] < 0)) + 1
     edges = [0, *breaks.tolist(), source.size]
-    runs = [(b - a, a) for a, b in zip(edges, edges[1:], strict=False) if b > a and source[a] >= 0]
+    runs = [(b - a, a) for a, b in itertools.pairwise(edges) if b > a and source[a] >= 0]
     length, first = max(runs, default=(0, 0))
     return first, int(source[first]) if length else 0, length
-
-
-def _correlate(
-    c: Correlation, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
-    out: np.ndarray, activation: str | None, scratch: int, threads: int,
-) -> None:  # fmt: skip
-    """One correlation of lifted arrays."""
-    threads = depthwise_plan.useful_threads(c, threads)
-    fixed, _ = _prepare(c, out.itemsize, threads)
-    call = (
-        *layout(x),
-        *layout(out),
-        *((0,) * 6 if residual is None else layout(residual)),
-        0 if bias is None else address(bias),
-        activation_id(activation),
-        address(packed),
-        scratch,
-    )
-    table = np.array(Layout._make(call + fixed), np.int64)
-    run_shares(forward_range, threads, table, table, KIND[out.dtype])
 
 
 # ------------------------------------------------------------------------------------------------- weights
@@ -490,4 +471,4 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
     return packed
 
 
-forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, _correlate)
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)

@@ -19,7 +19,15 @@ import numpy as np
 
 from ..geometry import ConvGeometry
 from .blocking import (
-    MAX_VECTOR_BYTES, Axis, Correlation, _with_half, aligned, correlation, even, phase_bytes, round_up,
+    MAX_VECTOR_BYTES,
+    Axis,
+    Correlation,
+    _with_half,
+    aligned,
+    correlation,
+    even,
+    phase_bytes,
+    round_up,
 )  # fmt: skip
 
 RUNS = ((1,), (2,), (3,), (5,), (7,), (2, 1), (3, 2))
@@ -29,7 +37,6 @@ MAX_LINES = 8  # no tile has more
 SLAB_BYTES = 32 << 10  # of a thread's packed rows, which should stay in a 48 KiB L1
 BAND_BYTES = 256 << 10  # of the input rows that a channels-last band reads: they should stay in L2
 TABLE_LINES = 1 << 14  # of a band's table of addresses
-THREAD_WORK = 1 << 18  # multiply-adds that pay for another thread: 10 µs
 
 
 @dataclass(frozen=True)
@@ -113,11 +120,6 @@ class Plan:
         return sum(self.scratch)
 
 
-def useful_threads(c: Correlation, threads: int) -> int:
-    work = c.pixels * c.out_channels * c.taps * c.group_inputs
-    return max(1, min(threads, work // THREAD_WORK))
-
-
 def _band(rows: int, parts: int, most: int) -> int:
     """Rows of equal bands: at least ``parts`` of them, none above ``most``."""
     return even(rows, min(most, -(-rows // parts)))
@@ -177,7 +179,7 @@ def packed_sizes(c: Correlation, itemsize: int, columns: int = 0) -> tuple[int, 
 
 
 def _bytes(c: Correlation, itemsize: int, threads: int) -> int:
-    threads = useful_threads(c, threads)
+    threads = c.useful_threads(threads)
     return aligned(sum(packed_sizes(c, itemsize)) * itemsize) + threads * plan(c, itemsize, threads).thread_bytes
 
 
