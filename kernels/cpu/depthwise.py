@@ -106,9 +106,7 @@ class Layout(NamedTuple):
     places_w: int
     channel_places: int
     width: int  # padded
-    inner: int  # the longest run of padded columns that shows neighbours: first, source, how many
-    inner_source: int
-    inner_count: int
+    inner: int  # where a phase's columns show neighbours: rows of (first place, last, input column of the first)
     out_width: int
 
 
@@ -117,35 +115,41 @@ _PASS = 5
 
 
 @jit(inline=True)
-def pack_line(g, source, target):
-    """A row of x, padded, the columns of each phase of the stride together."""
+def pack_edge(table, source, target, phase, first, last):
+    """Places ``first`` to ``last`` of a phase of a row, looked up one by one."""
     keep_whole()
-    columns_at = pointer(g.source_w, 0)
-    for phase in range(g.stride_w):
-        t = shift(target, phase * g.places_w)
-        first = max(0, min(g.places_w, -((phase - g.inner) // g.stride_w)))
-        last = max(first, min(g.places_w, (g.inner + g.inner_count - 1 - phase) // g.stride_w + 1))
-        n = last - first
-        start = shift(source, (g.inner_source + first * g.stride_w + phase - g.inner) * g.x_w)
-        for i in range(g.places_w):
-            if first <= i < last:
-                continue
-            column = i * g.stride_w + phase
-            at = load(columns_at, column) if column < g.width else -1
-            store(t, i, load(source, at * g.x_w) if at >= 0 else 0.0)
-        if g.x_w == 1 and g.stride_w == 1:
-            copy(start, shift(t, first), n)
-        elif g.x_w == 1 and g.stride_w == 2:
-            copy_even(start, shift(t, first), n)
-        else:
-            for i in range(n):
-                store(t, first + i, load(start, i * g.stride_w * g.x_w))
+    g = Layout(*unpack(table, _FIELDS))
+    for i in range(first, last):
+        column = i * g.stride_w + phase
+        at = load(pointer(g.source_w, 0), column) if column < g.width else -1
+        store(target, i, load(source, at * g.x_w) if at >= 0 else 0.0)
 
 
 @jit(inline=True)
-def find_lines(g, table, slab, zeros, kind, n, od, group, oh0, rows, in_place):
+def pack_line(table, source, target):
+    """A row of x, padded, the columns of each phase of the stride together."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    for phase in range(g.stride_w):
+        t, inner = shift(target, phase * g.places_w), shift(pointer(g.inner, 0), 3 * phase)
+        first, last = load(inner, 0), load(inner, 1)
+        pack_edge(table, source, t, phase, 0, first)
+        pack_edge(table, source, t, phase, last, g.places_w)
+        start, t, n = shift(source, load(inner, 2) * g.x_w), shift(t, first), last - first
+        if g.x_w == 1 and g.stride_w == 1:
+            copy(start, t, n)
+        elif g.x_w == 1 and g.stride_w == 2:
+            copy_even(start, t, n)
+        else:
+            for i in range(n):
+                store(t, i, load(start, i * g.stride_w * g.x_w))
+
+
+@jit(inline=True)
+def find_lines(table, lines, slab, zeros, kind, n, od, group, oh0, rows, in_place):
     """The addresses of the rows under a band: ``[channel][plane][phase of the row stride][row]``."""
     keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
     x, at = pointer(g.x, kind), 0
     source_d, source_h = pointer(g.source_d, 0), pointer(g.source_h, 0)
     used = (rows - 1) * g.stride_h + g.span_h
@@ -161,17 +165,18 @@ def find_lines(g, table, slab, zeros, kind, n, od, group, oh0, rows, in_place):
                         where = n * g.x_n + (group * g.group_inputs + c) * g.x_c + d * g.x_d + h * g.x_h
                         line = g.x + where * g.itemsize
                         if not in_place:
-                            pack_line(g, shift(x, where), pointer(slab, kind))
+                            pack_line(table, shift(x, where), pointer(slab, kind))
                             line = slab
                             slab += g.stride_w * g.places_w * g.itemsize
-                    store(table, at, line)
+                    store(lines, at, line)
                     at += 1
 
 
 @jit(inline=True)
-def find_pixels(g, table, zeros, n, od, oh0, rows):
+def find_pixels(table, lines, zeros, n, od, oh0, rows):
     """The addresses of the pixels under a band: ``[plane][row][phase of the column stride][column]``."""
     keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
     at = 0
     source_d, source_h, source_w = pointer(g.source_d, 0), pointer(g.source_h, 0), pointer(g.source_w, 0)
     slots = (g.channel_rows - 1) * g.stride_h + g.span_h
@@ -186,14 +191,15 @@ def find_pixels(g, table, zeros, n, od, oh0, rows):
                     column = i * g.stride_w + phase
                     w = load(source_w, column) if column < g.width else -1
                     inside = d >= 0 and h >= 0 and w >= 0
-                    store(table, at, g.x + (where + w * g.x_w) * g.itemsize if inside else zeros)
+                    store(lines, at, g.x + (where + w * g.x_w) * g.itemsize if inside else zeros)
                     at += 1
 
 
 @jit(inline=True)
-def pixel_share(g, t, threads, kind):
+def pixel_share(table, t, threads, kind):
     """Share ``t`` of the items, lanes being pixels."""
     keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     memory = g.scratch + t * g.thread_bytes
     zeros, sums = memory, pointer(memory + g.zeros_bytes, kind)
@@ -214,7 +220,7 @@ def pixel_share(g, t, threads, kind):
         rest, group = rest // g.groups, rest % g.groups
         n, od = rest // g.out_depth, rest % g.out_depth
         rows = min(g.rows, g.out_height - oh0)
-        find_lines(g, lines, slab, zeros, kind, n, od, group, oh0, rows, in_place)
+        find_lines(table, lines, slab, zeros, kind, n, od, group, oh0, rows, in_place)
         for k in range(group * g.group_outputs, (group + 1) * g.group_outputs):
             weights = shift(pointer(g.weights, kind), k * g.taps)
             bias = shift(pointer(g.bias, kind), k) if g.bias else pointer(zeros, kind)
@@ -247,9 +253,10 @@ def pixel_share(g, t, threads, kind):
 
 
 @jit(inline=True)
-def channel_share(g, t, threads, kind):
+def channel_share(table, t, threads, kind):
     """Share ``t`` of the items, lanes being channels."""
     keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     memory = g.scratch + t * g.thread_bytes
     zeros, sums = memory, pointer(memory + g.zeros_bytes, kind)
@@ -269,7 +276,7 @@ def channel_share(g, t, threads, kind):
         n, od = rest // bands // g.out_depth, rest // bands % g.out_depth
         rows = min(g.channel_rows, g.out_height - oh0)
         if found != band:
-            find_pixels(g, lines, zeros, n, od, oh0, rows)
+            find_pixels(table, lines, zeros, n, od, oh0, rows)
             found = band
         c = block * WIDTH * lanes
         wide = g.groups - c > lanes
@@ -318,9 +325,9 @@ def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
     g = Layout(*unpack(table, _FIELDS))
     if g.x_c == 1 and g.x_w != 1 and g.group_inputs == 1:
-        channel_share(g, t, threads, kind)
+        channel_share(table, t, threads, kind)
     else:
-        pixel_share(g, t, threads, kind)
+        pixel_share(table, t, threads, kind)
 
 
 def _pass_rows(found: list[Pass], phase: int, segments: int) -> np.ndarray:
@@ -366,24 +373,27 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     pass_rows = _pass_rows(by_row, places_h, c.group_inputs * depth.kernel * width.kernel)
     channel_pass_rows = _pass_rows(by_column, channel_places, depth.kernel * height.kernel)
     segments = [np.array(rows, np.int64) for rows in (in_place, in_slab, in_pixels)]
-    inner, inner_source, inner_count = _neighbours(c, width.source)
-    outside = np.concatenate((width.source[:inner], width.source[inner + inner_count :]))
-    row_limit = inner_source + inner_count if width.stride == 1 and (outside < 0).all() else 0
+    first, source, count = _neighbours(width.source)
+    outside = np.concatenate((width.source[:first], width.source[first + count :]))
+    row_limit = source + count if width.stride == 1 and (outside < 0).all() else 0
+    phases = np.arange(width.stride)
+    starts, ends = (np.clip(-((phases - n) // width.stride), 0, places_w) for n in (first, first + count))
+    inner = np.stack((starts, ends, source + starts * width.stride + phases - first), axis=1).astype(np.int64)
     sources = tuple(np.ascontiguousarray(a.source, np.int64) for a in axes)
     zeros, sums, table, _ = cut.scratch
     fixed = (
         cut.thread_bytes, zeros, sums, table, itemsize, *(address(s) for s in sources),
         address(pass_rows), len(pass_rows), address(channel_pass_rows), len(channel_pass_rows),
-        *(address(s) for s in segments), inner_source - inner, row_limit,
+        *(address(s) for s in segments), source - first, row_limit,
         c.batch, c.groups, c.group_inputs, c.group_outputs, cut.taps, packed_sizes(c, itemsize, columns(itemsize))[0],
         cut.rows, cut.channel_rows, depth.kernel, depth.stride, depth.dilation, depth.out,
         height.stride, height.span, places_h, height.out, width.stride, places_w, channel_places,
-        width.source.size, inner, inner_source, inner_count, width.out,
+        width.source.size, address(inner), width.out,
     )  # fmt: skip
-    return fixed, (*sources, pass_rows, channel_pass_rows, *segments)
+    return fixed, (*sources, pass_rows, channel_pass_rows, inner, *segments)
 
 
-def _neighbours(c: Correlation, source: np.ndarray) -> tuple[int, int, int]:
+def _neighbours(source: np.ndarray) -> tuple[int, int, int]:
     """The longest run of padded columns that shows neighbouring columns: its first, that one's source, its length."""
     breaks = np.flatnonzero((np.diff(source) != 1) | (source[:-1] < 0)) + 1
     edges = [0, *breaks.tolist(), source.size]

@@ -117,21 +117,18 @@ class _Tile:
 
 def _sum_tile(
     builder: ir.IRBuilder, v: _Vectors, runs: tuple[int, ...], width: int, by_lane: bool, args: Any, done: ir.Block
-) -> None:
-    """One tile, from the builder's position to a branch to ``done``."""
-    (
-        count, segments, lines, second, position, limit, weights,
-        accumulate, sums_at, finish, bias, clamp, out, ld, height, columns,
-    ) = args  # fmt: skip
+) -> list[ir.Value]:
+    """One tile, from the builder's position to a branch to ``done``: its sums, ``[line][vector]``."""
+    count, segments, lines, second, position, limit, weights, accumulate, earlier_sums = args
     tile, taps = _Tile(builder, v, runs, width, by_lane), sum(runs)
-    before, loop, end, finishing, storing = (builder.append_basic_block() for _ in range(5))
+    before, loop = (builder.append_basic_block() for _ in range(2))
     places = [(i, j) for i in range(LINES) for j in range(width)]
     fixed_masks = [tile.mask(position, limit, j) for j in range(width)] if by_lane else []
     entry = builder.block
     builder.cbranch(builder.icmp_signed("!=", accumulate, _int(0)), before, loop)
 
     builder.position_at_end(before)
-    earlier = [v.load(sums_at, _int((i * WIDTH + j) * v.lanes)) for i, j in places]
+    earlier = [v.load(earlier_sums, _int((i * WIDTH + j) * v.lanes)) for i, j in places]
     builder.branch(loop)
 
     builder.position_at_end(loop)
@@ -145,18 +142,25 @@ def _sum_tile(
     after = builder.add(t, _int(1))
     step = taps * WIDTH * v.lanes if by_lane else taps
     _close(phis, [after, builder.gep(numbers, [_int(step)]), *new], builder.block)
-    builder.cbranch(builder.icmp_signed("<", after, count), loop, end)
+    builder.cbranch(builder.icmp_signed("<", after, count), loop, done)
+    return new
 
-    builder.position_at_end(end)
-    valid = [tile.mask(_int(0), columns, j) for j in range(width)]
+
+def _write_tile(
+    builder: ir.IRBuilder, tile: _Tile, sums: list[ir.Value], args: Any, spare: ir.Value, done: ir.Block
+) -> None:
+    """Finish and store a tile's sums, from the builder's position to a branch to ``done``."""
+    finish, bias, clamp, out, ld, height, columns = args
+    entry, finishing, storing = builder.block, *(builder.append_basic_block() for _ in range(2))
+    valid = [tile.mask(_int(0), columns, j) for j in range(tile.width)]
     builder.cbranch(builder.icmp_signed("!=", finish, _int(0)), finishing, storing)
     builder.position_at_end(finishing)
-    final = tile.finished(new, bias, valid, clamp)
+    final = tile.finished(sums, bias, valid, clamp)
     builder.branch(storing)
     builder.position_at_end(storing)
-    values = _phis(builder, new, end)
+    values = _phis(builder, sums, entry)
     _close(values, final, finishing)
-    tile.store(values, out, ld, height, sums_at, valid)
+    tile.store(values, out, ld, height, spare, valid)
     builder.branch(done)
 
 
@@ -180,12 +184,20 @@ def _make(by_lane: bool) -> Any:
             choice = builder.add(builder.mul(args[0], _int(2)), args[1])
             done = builder.append_basic_block("done")
             switch = builder.switch(choice, done)
-            for number, runs in enumerate(RUNS):
-                for wide in (0, 1):
+            for wide, width in ((0, 1), (1, WIDTH)):
+                join, found = builder.append_basic_block("join"), []
+                for number, runs in enumerate(RUNS):
                     block = builder.append_basic_block()
                     switch.add_case(_int(2 * number + wide), block)
                     builder.position_at_end(block)
-                    _sum_tile(builder, v, runs, WIDTH if wide else 1, by_lane, args[2:], done)
+                    sums = _sum_tile(builder, v, runs, width, by_lane, args[2:11], join)
+                    found.append((sums, builder.block))
+                builder.position_at_end(join)
+                joined = _phis(builder, *found[0])
+                for sums, block in found[1:]:
+                    _close(joined, sums, block)
+                tile = _Tile(builder, v, (), width, by_lane)
+                _write_tile(builder, tile, joined, args[11:], args[10], done)
             builder.position_at_end(done)
             return context.get_dummy_value()
 
