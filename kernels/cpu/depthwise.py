@@ -34,7 +34,7 @@ from . import depthwise_plan
 from .arrays import KIND, Workspace, address, aligned_empty
 from .blocking import Correlation
 from .compile import jit
-from .depthwise_plan import WIDTH, Pass, packed_sizes, places, plan, reached
+from .depthwise_plan import EVENS, TILES, WIDTH, Pass, packed_sizes, places, plan, reached
 from .epilogue import RELU6, finish
 from .gemm import zero
 from .phases import entry_points
@@ -112,6 +112,7 @@ class Layout(NamedTuple):
 
 _FIELDS = len(Layout._fields)
 _PASS = 5
+ABSENT = np.iinfo(np.int64).min  # the offset of a row of padding
 
 
 @jit(inline=True)
@@ -146,11 +147,12 @@ def pack_line(table, source, target):
 
 
 @jit(inline=True)
-def find_lines(table, lines, slab, zeros, kind, n, od, group, oh0, rows, in_place):
-    """The addresses of the rows under a band: ``[channel][plane][phase of the row stride][row]``."""
+def find_rows(table, offsets, od, oh0, rows):
+    """Where the rows under a band lie in a group of an image, in bytes, -1 for padding: ``[channel][plane][phase of
+    the row stride][row]``."""
     keep_whole()
     g = Layout(*unpack(table, _FIELDS))
-    x, at = pointer(g.x, kind), 0
+    at = 0
     source_d, source_h = pointer(g.source_d, 0), pointer(g.source_h, 0)
     used = (rows - 1) * g.stride_h + g.span_h
     for c in range(g.group_inputs):
@@ -160,16 +162,34 @@ def find_lines(table, lines, slab, zeros, kind, n, od, group, oh0, rows, in_plac
                 for i in range(g.places_h):
                     row = i * g.stride_h + phase
                     h = load(source_h, oh0 * g.stride_h + row) if row < used else -1
-                    line = zeros
-                    if d >= 0 and h >= 0:
-                        where = n * g.x_n + (group * g.group_inputs + c) * g.x_c + d * g.x_d + h * g.x_h
-                        line = g.x + where * g.itemsize
-                        if not in_place:
-                            pack_line(table, shift(x, where), pointer(slab, kind))
-                            line = slab
-                            slab += g.stride_w * g.places_w * g.itemsize
-                    store(lines, at, line)
+                    where = (c * g.x_c + d * g.x_d + h * g.x_h) * g.itemsize
+                    store(offsets, at, where if d >= 0 and h >= 0 else ABSENT)
                     at += 1
+    return at
+
+
+@jit(inline=True)
+def find_lines(lines, offsets, count, start, zeros):
+    """The addresses of rows in place."""
+    keep_whole()
+    for i in range(count):
+        where = load(offsets, i)
+        store(lines, i, zeros if where == ABSENT else start + where)
+
+
+@jit(inline=True)
+def pack_lines(table, lines, offsets, count, start, zeros, slab, kind):
+    """Rows packed into the slab, and their addresses there."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    for i in range(count):
+        where = load(offsets, i)
+        if where == ABSENT:
+            store(lines, i, zeros)
+        else:
+            pack_line(table, pointer(start + where, kind), pointer(slab, kind))
+            store(lines, i, slab)
+            slab += g.stride_w * g.places_w * g.itemsize
 
 
 @jit(inline=True)
@@ -204,23 +224,32 @@ def pixel_share(table, t, threads, kind):
     memory = g.scratch + t * g.thread_bytes
     zeros, sums = memory, pointer(memory + g.zeros_bytes, kind)
     lines = pointer(memory + g.zeros_bytes + g.sums_bytes, 0)
+    offsets = pointer(memory + g.zeros_bytes + g.sums_bytes + g.table_bytes // 2, 0)
     slab = memory + g.zeros_bytes + g.sums_bytes + g.table_bytes
     zero(pointer(zeros, kind), g.zeros_bytes // g.itemsize)
     in_place = g.x_w == 1 and g.row_limit > 0
-    segments, first, limit = pointer(g.slab_segments, 0), 0, g.places_w
+    segments, first, step, limit = pointer(g.slab_segments, 0), 0, 1, g.places_w
     if in_place:
-        segments, first, limit = pointer(g.row_segments, 0), g.row_first, g.row_limit
+        segments, first, step, limit = pointer(g.row_segments, 0), g.row_first, g.stride_w, g.row_limit
+    evens = EVENS if in_place and step == 2 else 0
     passes = pointer(g.passes, 0)
     quick = g.residual == 0 and g.activation <= RELU6 and g.out_w == 1
     ending = quick and (g.bias != 0 or g.activation != 0)
     bands = -(-g.out_height // g.rows)
-    items = g.batch * g.out_depth * g.groups * bands
+    items = g.batch * g.out_depth * bands * g.groups
+    found, line_count = -1, 0
     for item in range(items * t // threads, items * (t + 1) // threads):
-        rest, oh0 = item // bands, item % bands * g.rows
-        rest, group = rest // g.groups, rest % g.groups
-        n, od = rest // g.out_depth, rest % g.out_depth
-        rows = min(g.rows, g.out_height - oh0)
-        find_lines(table, lines, slab, zeros, kind, n, od, group, oh0, rows, in_place)
+        rest, group = item // g.groups, item % g.groups
+        n, place, oh0 = rest // bands // g.out_depth, rest % (bands * g.out_depth), rest % bands * g.rows
+        od, rows = place // bands, min(g.rows, g.out_height - oh0)
+        if found != place:
+            line_count = find_rows(table, offsets, od, oh0, rows)
+            found = place
+        start = g.x + (n * g.x_n + group * g.group_inputs * g.x_c) * g.itemsize
+        if in_place:
+            find_lines(lines, offsets, line_count, start, zeros)
+        else:
+            pack_lines(table, lines, offsets, line_count, start, zeros, slab, kind)
         for k in range(group * g.group_outputs, (group + 1) * g.group_outputs):
             weights = shift(pointer(g.weights, kind), k * g.taps)
             bias = shift(pointer(g.bias, kind), k) if g.bias else pointer(zeros, kind)
@@ -237,8 +266,8 @@ def pixel_share(table, t, threads, kind):
                         fields = shift(passes, p * _PASS)
                         y = shift(pointer(g.out, kind), to + q) if last else sums
                         pixel_window(
-                            load(fields, 0), wide, load(fields, 2), shift(segments, 3 * load(fields, 1)),
-                            shift(lines, i), load(fields, 4), first + q, limit, shift(weights, load(fields, 3)),
+                            load(fields, 0) + evens, wide, load(fields, 2), shift(segments, 3 * load(fields, 1)),
+                            shift(lines, i), load(fields, 4), first + q * step, limit, shift(weights, load(fields, 3)),
                             p > 0, sums, last and ending, bias, g.activation,
                             y, g.out_h if last else WIDTH * lanes, height if last else LINES,
                             count if last else WIDTH * lanes,
@@ -375,7 +404,8 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     segments = [np.array(rows, np.int64) for rows in (in_place, in_slab, in_pixels)]
     first, source, count = _neighbours(width.source)
     outside = np.concatenate((width.source[:first], width.source[first + count :]))
-    row_limit = source + count if width.stride == 1 and (outside < 0).all() else 0
+    loads = width.stride == 1 or (width.stride == 2 and all(p.shape + EVENS < len(TILES) for p in by_row))
+    row_limit = source + count if loads and (outside < 0).all() else 0
     phases = np.arange(width.stride)
     starts, ends = (np.clip(-((phases - n) // width.stride), 0, places_w) for n in (first, first + count))
     inner = np.stack((starts, ends, source + starts * width.stride + phases - first), axis=1).astype(np.int64)

@@ -30,8 +30,13 @@ from .blocking import (
     round_up,
 )  # fmt: skip
 
-RUNS = ((1,), (2,), (3,), (5,), (7,), (2, 1), (3, 2))
-"""Heights of the runs of each tile, by its number."""
+TILES = (
+    *(((1,), 1), ((2,), 1), ((3,), 1), ((5,), 1), ((7,), 1), ((2, 1), 1), ((3, 2), 1)),
+    *(((2, 1), 2), ((3, 2), 2)),
+)
+"""Heights of the runs of each tile, and the distance of the elements that its lanes read, by its number."""
+EVENS = 2  # numbers from the tiles with two runs to those that read every second element
+RUNS = tuple(runs for runs, step in TILES if step == 1)
 WIDTH = 2  # vectors in a line of a tile
 MAX_LINES = 8  # no tile has more
 SLAB_BYTES = 32 << 10  # of a thread's packed rows, which should stay in a 48 KiB L1
@@ -113,7 +118,7 @@ class Plan:
     rows: int  # of a band, lanes being pixels
     channel_rows: int  # of a band, lanes being channels
     taps: int  # weights of an output channel
-    scratch: tuple[int, int, int, int]  # zeros, sums, table of lines, slab
+    scratch: tuple[int, int, int, int]  # zeros, sums, tables of lines, slab
 
     @property
     def thread_bytes(self) -> int:
@@ -162,7 +167,7 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
         (
             aligned(zeros * itemsize),
             aligned((MAX_LINES + 1) * column * itemsize),
-            aligned(table * 8),
+            aligned(table * 8) * 2,
             aligned(slab(rows)),
         ),
     )

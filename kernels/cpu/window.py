@@ -28,7 +28,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .depthwise_plan import RUNS, WIDTH
+from .depthwise_plan import TILES, WIDTH
 from .simd import _INDEX, _REGISTERS, I32, _close, _int, _phis, _Vectors
 
 LINES = 7 if _REGISTERS == 32 else 4  # with WIDTH vectors each, leaving registers for 7 weights
@@ -37,8 +37,10 @@ LINES = 7 if _REGISTERS == 32 else 4  # with WIDTH vectors each, leaving registe
 class _Tile:
     """The IR of one tile at a builder's position."""
 
-    def __init__(self, builder: ir.IRBuilder, v: _Vectors, runs: tuple[int, ...], width: int, by_lane: bool) -> None:
-        self.b, self.v, self.runs, self.width, self.by_lane = builder, v, runs, width, by_lane
+    def __init__(
+        self, builder: ir.IRBuilder, v: _Vectors, width: int, by_lane: bool, runs: tuple[int, ...] = (), step: int = 1
+    ) -> None:
+        self.b, self.v, self.width, self.by_lane, self.runs, self.step = builder, v, width, by_lane, runs, step
 
     def mask(self, position: ir.Value, limit: ir.Value, part: int) -> ir.Value:
         """Lanes l with 0 <= position + part * lanes + l < limit."""
@@ -66,7 +68,11 @@ class _Tile:
     def line(self, lines: ir.Value, index: ir.Value, offset: ir.Value, masks: list[ir.Value]) -> list[ir.Value]:
         address = self.b.load(self.b.gep(lines, [index]))
         start = self.b.gep(self.b.inttoptr(address, self.v.element.as_pointer()), [offset])
-        return [self.v.masked_load(start, _int(j * self.v.lanes), masks[j]) for j in range(self.width)]
+        loaded = [self.v.masked_load(start, _int(j * self.v.lanes), mask) for j, mask in enumerate(masks)]
+        if self.step == 1:
+            return loaded
+        evens = ir.Constant(self.v.ints, list(range(0, 2 * self.v.lanes, 2)))
+        return [self.b.shuffle_vector(*loaded[j : j + 2], evens) for j in range(0, len(loaded), 2)]
 
     def add_runs(
         self, sums: list[ir.Value], lines: ir.Value, index: ir.Value, second: ir.Value, offset: ir.Value,
@@ -115,12 +121,10 @@ class _Tile:
                 self.v.masked_store(values[i * self.width + j], row, _int(j * self.v.lanes), masks[j])
 
 
-def _sum_tile(
-    builder: ir.IRBuilder, v: _Vectors, runs: tuple[int, ...], width: int, by_lane: bool, args: Any, done: ir.Block
-) -> list[ir.Value]:
+def _sum_tile(tile: _Tile, args: Any, done: ir.Block) -> list[ir.Value]:
     """One tile, from the builder's position to a branch to ``done``: its sums, ``[line][vector]``."""
+    builder, v, width, by_lane, taps = tile.b, tile.v, tile.width, tile.by_lane, sum(tile.runs)
     count, segments, lines, second, position, limit, weights, accumulate, earlier_sums = args
-    tile, taps = _Tile(builder, v, runs, width, by_lane), sum(runs)
     before, loop = (builder.append_basic_block() for _ in range(2))
     places = [(i, j) for i in range(LINES) for j in range(width)]
     fixed_masks = [tile.mask(position, limit, j) for j in range(width)] if by_lane else []
@@ -137,7 +141,8 @@ def _sum_tile(
     t, numbers, sums = phis[0], phis[1], phis[2:]
     segment = builder.gep(segments, [builder.mul(t, _int(3))])
     index, offset, shift = (builder.load(builder.gep(segment, [_int(i)])) for i in range(3))
-    masks = fixed_masks or [tile.mask(builder.add(position, shift), limit, j) for j in range(width)]
+    first = builder.add(position, shift)
+    masks = fixed_masks or [tile.mask(first, limit, j) for j in range(width * tile.step)]
     new = tile.add_runs(sums, lines, index, second, builder.add(offset, position), masks, numbers)
     after = builder.add(t, _int(1))
     step = taps * WIDTH * v.lanes if by_lane else taps
@@ -146,10 +151,9 @@ def _sum_tile(
     return new
 
 
-def _write_tile(
-    builder: ir.IRBuilder, tile: _Tile, sums: list[ir.Value], args: Any, spare: ir.Value, done: ir.Block
-) -> None:
+def _write_tile(tile: _Tile, sums: list[ir.Value], args: Any, spare: ir.Value, done: ir.Block) -> None:
     """Finish and store a tile's sums, from the builder's position to a branch to ``done``."""
+    builder = tile.b
     finish, bias, clamp, out, ld, height, columns = args
     entry, finishing, storing = builder.block, *(builder.append_basic_block() for _ in range(2))
     valid = [tile.mask(_int(0), columns, j) for j in range(tile.width)]
@@ -186,18 +190,20 @@ def _make(by_lane: bool) -> Any:
             switch = builder.switch(choice, done)
             for wide, width in ((0, 1), (1, WIDTH)):
                 join, found = builder.append_basic_block("join"), []
-                for number, runs in enumerate(RUNS):
+                for number, (runs, step) in enumerate(TILES):
+                    if by_lane and step > 1:
+                        continue
                     block = builder.append_basic_block()
                     switch.add_case(_int(2 * number + wide), block)
                     builder.position_at_end(block)
-                    sums = _sum_tile(builder, v, runs, width, by_lane, args[2:11], join)
+                    sums = _sum_tile(_Tile(builder, v, width, by_lane, runs, step), args[2:11], join)
                     found.append((sums, builder.block))
                 builder.position_at_end(join)
                 joined = _phis(builder, *found[0])
                 for sums, block in found[1:]:
                     _close(joined, sums, block)
-                tile = _Tile(builder, v, (), width, by_lane)
-                _write_tile(builder, tile, joined, args[11:], args[10], done)
+                tile = _Tile(builder, v, width, by_lane)
+                _write_tile(tile, joined, args[11:], args[10], done)
             builder.position_at_end(done)
             return context.get_dummy_value()
 
