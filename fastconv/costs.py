@@ -86,6 +86,22 @@ def im2col_seconds(problem: ConvProblem, threads: int) -> float:
     return _seconds(problem, threads, share, elements * seconds_an_element)
 
 
+def depthwise_seconds(problem: ConvProblem, threads: int) -> float:
+    """Lanes are pixels of a row, or channels where the layout is channels-last and each is a group of its own."""
+    g = problem.geometry
+    size = g.input_size if problem.direction == "grad_input" else g.output_size
+    _, products = _outputs(problem)
+    channels = products // math.prod(g.kernel_size)
+    if problem.layout == "channels_last":
+        lanes = g.groups
+        share = 0.35 * _used(lanes, 16) if channels == 1 else 0.1
+    else:
+        lanes = size[-1]
+        share = 0.45 * _used(lanes, 16)
+    share *= 0.7 if max(g.stride) > 1 else 1.0
+    return _seconds(problem, threads, share)
+
+
 def pool_seconds(problem: PoolProblem, threads: int) -> float:
     """Bandwidth."""
     return CALL_SECONDS + problem.bytes / CORE_BYTES / threads

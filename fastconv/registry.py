@@ -21,7 +21,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .costs import bfloat16_seconds, direct_seconds, im2col_seconds, pool_seconds, reference_seconds
+from .costs import (
+    bfloat16_seconds,
+    depthwise_seconds,
+    direct_seconds,
+    im2col_seconds,
+    pool_seconds,
+    reference_seconds,
+)
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
 Predicate = Callable[[Any], str | None]
@@ -147,6 +154,7 @@ def _no_bfloat16_products(problem: ConvProblem) -> str | None:
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 CPU = "fastconv.kernels.cpu."
 REFERENCE = "fastconv.kernels.reference:"
+NARROW_GROUP = 16  # channels: wider groups fill the tiles of a matrix product
 
 
 def _conv(algorithm: str, summary: str, seconds: Callable[[Any, int], float]) -> Iterator[Row]:
@@ -185,6 +193,39 @@ def _bfloat16() -> Iterator[Row]:
             dtypes=("bfloat16",),
             why_not=_no_bfloat16_products,
             seconds=bfloat16_seconds,
+            bound=sum_bound,
+            typical=sum_typical,
+        )
+
+
+def _not_narrow(problem: ConvProblem) -> str | None:
+    """Depthwise kernels compute one output channel at a time, from few input channels."""
+    g = problem.geometry
+    inputs = (g.out_channels if problem.direction == "grad_input" else g.in_channels) // g.groups
+    if g.groups > 1 and inputs <= NARROW_GROUP:
+        return None
+    return f"is for groups of at most {NARROW_GROUP} channels, here there {_count(g.groups)} of {inputs}"
+
+
+def _count(groups: int) -> str:
+    return "is 1 group" if groups == 1 else f"are {groups} groups"
+
+
+def _depthwise() -> Iterator[Row]:
+    """Depthwise and narrow grouped convolution on the CPU."""
+    for direction in ("forward", "grad_input"):
+        yield Row(
+            op="conv",
+            direction=direction,
+            device="cpu",
+            algorithm="depthwise",
+            target=f"{CPU}depthwise:{direction}",
+            prepare=f"{CPU}depthwise:pack_{direction}",
+            workspace=f"{CPU}depthwise_plan:{direction}_workspace",
+            summary="windows slide over rows of each channel in place, every vector loaded serves several outputs",
+            dtypes=FLOATS,
+            why_not=_not_narrow,
+            seconds=depthwise_seconds,
             bound=sum_bound,
             typical=sum_typical,
         )
@@ -229,6 +270,7 @@ def _reference(op: str, stem: str, *directions: str) -> Iterator[Row]:
 ROWS: tuple[Row, ...] = (
     *_conv("direct", "taps of a padded channels-last slab, summed in register tiles", direct_seconds),
     *_conv("im2col", "blocks of the im2col matrix times the weights", im2col_seconds),
+    *_depthwise(),
     *_bfloat16(),
     *_pool("max_pool", "max", "running maximum of each window, the first one wins"),
     *_pool("min_pool", "min", "running minimum of each window, the first one wins"),
