@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import array_module
+from .pooled import ready_pools
 from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
 
@@ -163,6 +164,14 @@ def get_num_threads() -> int:
     True
     """
     return _current.options.num_threads or _num_threads or _default_threads()
+
+
+def default_threads() -> int:
+    """How many threads a call may use that chooses by the default options; 0 where other options are in force, or
+    :func:`explain` is looking."""
+    if _current.options is not _Current.options or _current.probing:
+        return 0
+    return _num_threads or _default_threads()
 
 
 @lru_cache(maxsize=1)
@@ -447,4 +456,5 @@ def cache_clear() -> None:
     _generation += 1
     cached_problem.cache_clear()
     _choose_cached.cache_clear()
+    ready_pools.clear()
     _workspace.get(0, _generation)
