@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .kernels.cpu.arrays import address
 from .kernels.geometry import Sizes
 from .problem import PoolProblem
 
@@ -32,15 +33,15 @@ class Ready:
     def __call__(self, x: np.ndarray, out: Any) -> tuple[Any, Any, PoolProblem] | None:
         if not x.flags.c_contiguous:
             return None
-        start = x.__array_interface__["data"][0]
+        start = address(x)
         if out is None:
             y = np.empty(self.shape, self.dtype)
-            target = y.__array_interface__["data"][0]
+            target = address(y)
         else:
             if type(out) is not np.ndarray or out.dtype is not self.dtype or out.shape != self.shape:
                 return None
             y, flags = out, out.flags
-            target = y.__array_interface__["data"][0]
+            target = address(y)
             apart = target + self.nbytes[1] <= start or start + self.nbytes[0] <= target
             if not (apart and flags.c_contiguous and flags.writeable):
                 return None
@@ -50,7 +51,7 @@ class Ready:
             self.run(self.bound, start, target)
             return y, None, self.problem
         positions = np.empty(self.shape, self.indices)
-        self.run(self.bound, start, target, positions.__array_interface__["data"][0])
+        self.run(self.bound, start, target, address(positions))
         return y, positions, self.problem
 
 
