@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from .kernels.cpu.arrays import address
 from .kernels.geometry import Sizes
 from .problem import PoolProblem
 
@@ -24,15 +23,18 @@ KERNELS = {"max_pool": "largest", "min_pool": "smallest", "avg_pool": "mean", "l
 class Ready:
     """A pooling bound to its kernels. Returns (y, indices or None, problem), or None if the arrays are not plain."""
 
-    __slots__ = ("bound", "dtype", "indices", "nbytes", "plain", "problem", "run", "shape")
+    __slots__ = ("address", "bound", "dtype", "indices", "nbytes", "problem", "run", "shape")
 
-    def __init__(self, run: Any, bound: Any, problem: PoolProblem, dtype: Any, shape: Sizes, nbytes: Any, indices: Any):
-        self.run, self.bound, self.problem = run, bound, problem
+    def __init__(
+        self, pool: Any, bound: Any, problem: PoolProblem, dtype: Any, shape: Sizes, nbytes: Any, indices: Any
+    ):
+        self.run, self.address, self.bound, self.problem = pool.run_bound, pool.address, bound, problem
         self.dtype, self.shape, self.nbytes, self.indices = dtype, shape, nbytes, indices
 
     def __call__(self, x: np.ndarray, out: Any) -> tuple[Any, Any, PoolProblem] | None:
         if not x.flags.c_contiguous:
             return None
+        address = self.address
         start = address(x)
         if out is None:
             y = np.empty(self.shape, self.dtype)
@@ -86,4 +88,4 @@ def ready_pool(
     last = problem.layout == "channels_last" and problem.geometry.channels > 1
     threads = pool.useful_threads(threads, sum(nbytes) + index_bytes * items)
     bound = pool.bind_forward(which, problem.geometry, last, x.dtype, index_bytes, threads)
-    return Ready(pool.run_bound, bound, problem, x.dtype, shape, nbytes, wanted)
+    return Ready(pool, bound, problem, x.dtype, shape, nbytes, wanted)

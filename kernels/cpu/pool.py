@@ -198,9 +198,7 @@ def useful_threads(threads: int, moved: int) -> int:
     return threads if moved >= SERIAL_BYTES else 1
 
 
-def _forward(
-    which: str, geometry: PoolGeometry, x: Array, indices: Array | None, out: Array, threads: int
-) -> None:
+def _forward(which: str, geometry: PoolGeometry, x: Array, indices: Array | None, out: Array, threads: int) -> None:
     if out.size == 0:
         return
     last = _is_channels_last(x)

@@ -203,8 +203,8 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
         for i in range(rows):
             base = p * f.plane_size + element(depth, 2 * d) * f.slice_size + element(height, 2 * h) * f.row_size
             _down(
-                take, x, base + f.skip, element(depth, 2 * d + 1), f.depth_step, element(height, 2 * h + 1), f.height_step,
-                f.columns, empty, buffer, f.lead + i * f.pitch,
+                take, x, base + f.skip, element(depth, 2 * d + 1), f.depth_step, element(height, 2 * h + 1),
+                f.height_step, f.columns, empty, buffer, f.lead + i * f.pitch,
             )  # fmt: skip
             h, d, p = _next(h, d, p, f.heights, f.depths)
         pieces, length = (1, rows * f.out_row) if f.flat else (rows, f.out_row)

@@ -143,7 +143,8 @@ def forward_walk(
     >>> w.fields.step, w.fields.taps, w.fields.out_row, bool(w.fields.flat)
     (2, 2, 4, True)
     """
-    depth, height, width = axes = _axes(geometry, channels_last)
+    axes = _axes(geometry, channels_last)
+    width = axes[2]
     channels = geometry.channels if channels_last else 1
     across = not channels_last and _across_is_faster(width, lanes)
     if channels_last:
@@ -169,7 +170,8 @@ def transposed_walk(
     >>> w.kept[3].tolist()  # the output that covers each element, and how many do
     [[0, 0, 1, 1, 2, 2, 3, 3], [1, 1, 1, 1, 1, 1, 1, 1]]
     """
-    depth, height, width = axes = [_transposed(axis) for axis in _axes(geometry, channels_last)]
+    axes = [_transposed(axis) for axis in _axes(geometry, channels_last)]
+    width = axes[2]
     channels = geometry.channels if channels_last else 1
     if channels_last:
         strips, step, tap_step = _pixel_strips(width, channels), 1, width.windows.dilation * channels

@@ -10,9 +10,9 @@ plain loop over vectors:
         best = maximum(load(x, i + j), best)
     store_first(y, o, best, n)
 
-``x`` and ``y`` are pointers to the elements of contiguous arrays (:func:`.simd.pointer`), a vector has ``lane_count(x)`` elements of x's dtype (a whole register of the target), offsets count elements.
-Loads and stores need no alignment beyond the element's. Index vectors are int32 with as many lanes as the values that
-they belong to.
+``x`` and ``y`` are pointers to the elements of contiguous arrays (:func:`.simd.pointer`), a vector has
+``lane_count(x)`` elements of x's dtype (a whole register of the target), offsets count elements. Loads and stores need
+no alignment beyond the element's. Index vectors are int32 with as many lanes as the values that they belong to.
 """
 
 from __future__ import annotations
