@@ -28,7 +28,7 @@ import numpy as np
 from numba import njit
 
 from .compile import jit
-from .pool_walk import DIVIDE_EACH, FIELD_COUNT, MULTIPLY, UNDIVIDED, Fields
+from .pool_walk import DIVIDE, DIVIDE_EACH, FIELD_COUNT, MULTIPLY, UNDIVIDED, Fields
 from .simd import from_bits, pointer, unpack
 from .simd import load as element
 from .vector import (
@@ -51,6 +51,7 @@ from .vector import (
     minimum,
     multiply,
     number,
+    quotient,
     scratch,
     smallest,
     splat,
@@ -88,20 +89,18 @@ def _next(h, d, p, heights, depths):
 
 
 @inlined
-def _divided(result, by, divide_how):
+def _finished(result, by, inverse, divide_how, root):
+    """Divided as Fields.divide says (DIVIDE_EACH is a division too), and the root taken if it is to be."""
     if divide_how == MULTIPLY:
-        return multiply(result, by)
-    if divide_how != UNDIVIDED:
-        return divide(result, by)
-    return result
+        result = multiply(result, by)
+    elif divide_how == DIVIDE:
+        result = quotient(result, by, inverse)
+    elif divide_how != UNDIVIDED:
+        result = divide(result, by)
+    return square_root(result) if root else result
 
 
 # --- rows: take reduces elements of x, join what take has reduced ---
-
-
-@inlined
-def _at(x, i, n, empty, whole):
-    return load(x, i) if whole else load_within(x, i, 0, n, empty)
 
 
 @inlined
@@ -123,17 +122,43 @@ def _column(take, x, i, depths, depth_step, heights, height_step, n, empty, whol
 
 
 @inlined
-def _down(take, x, i, depths, depth_step, heights, height_step, columns, empty, buffer, o):
-    """All columns of a window's rows, reduced down, to the buffer; behind them follows what is neutral."""
+def _at(x, i, n, empty, whole):
+    return load(x, i) if whole else load_within(x, i, 0, n, empty)
+
+
+@inlined
+def _down_each(
+    take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch
+):  # fmt: skip
     lanes = lane_count(x)
     whole = columns // lanes * lanes
-    for c in range(0, whole, lanes):
-        store(buffer, o + c, _column(take, x, i + c, depths, depth_step, heights, height_step, lanes, empty, True))
+    for _ in range(rows):
+        for c in range(0, whole, lanes):
+            store(buffer, o + c, _column(take, x, i + c, depths, depth_step, heights, height_step, lanes, empty, True))
+            keep_rolled()
+        if whole < columns:
+            n = columns - whole
+            last = _column(take, x, i + whole, depths, depth_step, heights, height_step, n, empty, False)
+            store(buffer, o + whole, last)
+        i += advance
+        o += pitch
         keep_rolled()
-    if whole < columns:
-        n = columns - whole
-        last = _column(take, x, i + whole, depths, depth_step, heights, height_step, n, empty, False)
-        store(buffer, o + whole, last)
+
+
+@inlined
+def _down(take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch):
+    """Rows of windows, each the same number of input rows and ``advance`` further, reduced down to the buffer.
+
+    Behind the columns of each follows what is neutral.
+    """
+    if depths == 1 and heights == 2:
+        _down_each(take, x, i, advance, rows, 1, 0, 2, height_step, columns, empty, buffer, o, pitch)
+    elif depths == 1 and heights == 3:
+        _down_each(take, x, i, advance, rows, 1, 0, 3, height_step, columns, empty, buffer, o, pitch)
+    else:
+        _down_each(
+            take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch
+        )
 
 
 @inlined
@@ -159,6 +184,33 @@ def _along(join, v, i, taps, tap_step, step, empty):
             result = join(gather(v, i + j * tap_step, index_ramp(v, 0, step), empty), result)
             keep_rolled()
     return result
+
+
+@inlined
+def _along_all(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n):
+    """n windows along the buffer, finished and stored."""
+    lanes = lane_count(v)
+    whole = n // lanes * lanes
+    for c in range(0, whole, lanes):
+        result = _along(join, v, i + c * step, taps, tap_step, step, empty)
+        store(y, o + c, _finished(result, by, inverse, how, root))
+        keep_rolled()
+    if whole < n:
+        result = _along(join, v, i + whole * step, taps, tap_step, step, empty)
+        store_first(y, o + whole, _finished(result, by, inverse, how, root), n - whole)
+
+
+@inlined
+def _along_regular(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n):
+    """The same, compiled for the usual windows."""
+    if step == 1 and taps == 3:
+        _along_all(join, v, i, 3, tap_step, 1, empty, by, inverse, how, root, y, o, n)
+    elif step == 2 and tap_step == 1 and taps == 2:
+        _along_all(join, v, i, 2, 1, 2, empty, by, inverse, how, root, y, o, n)
+    elif step == 2 and tap_step == 1 and taps == 3:
+        _along_all(join, v, i, 3, 1, 2, empty, by, inverse, how, root, y, o, n)
+    else:
+        _along_all(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n)
 
 
 @inlined
@@ -192,24 +244,38 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
     starts, counts = pointer(f.starts, np.int32(0)), pointer(f.counts, np.int32(0))
     by_depth, by_height, by_width = pointer(f.by_depth, kind), pointer(f.by_height, kind), pointer(f.by_width, kind)
     lanes, empty, one = lane_count(x), number(x, fill), number(x, 1)
-    same = splat(x, number(x, from_bits(f.divisor)))
+    by, inverse = splat(x, number(x, from_bits(f.divisor))), splat(x, number(x, from_bits(f.inverse)))
     for i in range(0, f.buffer_size, lanes):
         store(buffer, i, splat(x, empty))
     first, last = f.rows * t // threads, f.rows * (t + 1) // threads
     h, d, p = _place(first, f.heights, f.depths)
     for r in range(first, last, f.batch):
         rows = min(f.batch, last - r)
-        hh, dd = h, d
-        for i in range(rows):
+        hh, dd, i = h, d, 0
+        while i < rows:
             base = p * f.plane_size + element(depth, 2 * d) * f.slice_size + element(height, 2 * h) * f.row_size
+            alike = 1
+            if f.alike_everywhere:
+                alike = rows
+            elif f.alike_from <= h < f.alike_to:
+                alike = min(f.alike_to - h, rows - i)
             _down(
-                take, x, base + f.skip, element(depth, 2 * d + 1), f.depth_step, element(height, 2 * h + 1),
-                f.height_step, f.columns, empty, buffer, f.lead + i * f.pitch,
+                take, x, base + f.skip, f.advance, alike, element(depth, 2 * d + 1), f.depth_step,
+                element(height, 2 * h + 1), f.height_step, f.columns, empty, buffer, f.lead + i * f.pitch, f.pitch,
             )  # fmt: skip
-            h, d, p = _next(h, d, p, f.heights, f.depths)
+            i += alike
+            if f.alike_everywhere:
+                h, d, p = _place(r + i, f.heights, f.depths)
+            else:
+                h, d, p = _next(h + alike - 1, d, p, f.heights, f.depths)
         pieces, length = (1, rows * f.out_row) if f.flat else (rows, f.out_row)
         for i in range(pieces):
             here, o = i * f.pitch, (r + i) * f.out_row
+            if not f.across and f.step != 0 and f.divide != DIVIDE_EACH:
+                _along_regular(
+                    join, buffer, here, f.taps, f.tap_step, f.step, empty, by, inverse, f.divide, root, y, o, length
+                )
+                continue
             by_rows = number(x, 1)
             if f.divide == DIVIDE_EACH:
                 by_rows = element(by_depth, dd) * element(by_height, hh)
@@ -229,12 +295,7 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
                     result = _along(join, buffer, here + c * f.step, f.taps, f.tap_step, f.step, empty)
                 if f.divide == DIVIDE_EACH:
                     by = multiply(splat(x, by_rows), load_within(by_width, c, 0, n, one))
-                    result = divide(result, by)
-                else:
-                    result = _divided(result, same, f.divide)
-                if root:
-                    result = square_root(result)
-                store_first(y, o + c, result, n)
+                store_first(y, o + c, _finished(result, by, inverse, f.divide, root), n)
 
 
 # --- pixels ---
@@ -275,12 +336,6 @@ def _one(take, join, x, i, n, depths, depth_step, heights, height_step, taps, ta
 
 
 @inlined
-def _finished(result, by, divide_how, root):
-    result = _divided(result, by, divide_how)
-    return square_root(result) if root else result
-
-
-@inlined
 def _pixels(take, join, root, fill, t, threads, table, kind):
     f = Fields(*unpack(table, FIELD_COUNT))
     x, y = pointer(f.x, kind), pointer(f.y, kind)
@@ -300,22 +355,22 @@ def _pixels(take, join, root, fill, t, threads, table, kind):
             o += r * f.out_row
             if f.divide == DIVIDE_EACH:
                 divisor = element(by_depth, d) * element(by_height, h) * element(by_width, s)
-            by = splat(x, divisor)
+            by, inverse = splat(x, divisor), splat(x, number(x, from_bits(f.inverse)))
             whole = first + (last - first) // (4 * lanes) * (4 * lanes)
             for c in range(first, whole, 4 * lanes):
                 r0, r1, r2, r3 = _four(
                     take, join, x, i + c, depths, f.depth_step, heights, f.height_step, taps, f.tap_step, empty
                 )
-                store(y, o + c, _finished(r0, by, f.divide, root))
-                store(y, o + c + lanes, _finished(r1, by, f.divide, root))
-                store(y, o + c + 2 * lanes, _finished(r2, by, f.divide, root))
-                store(y, o + c + 3 * lanes, _finished(r3, by, f.divide, root))
+                store(y, o + c, _finished(r0, by, inverse, f.divide, root))
+                store(y, o + c + lanes, _finished(r1, by, inverse, f.divide, root))
+                store(y, o + c + 2 * lanes, _finished(r2, by, inverse, f.divide, root))
+                store(y, o + c + 3 * lanes, _finished(r3, by, inverse, f.divide, root))
             for c in range(whole, last, lanes):
                 result = _one(
                     take, join, x, i + c, last - c, depths, f.depth_step, heights, f.height_step, taps, f.tap_step,
                     empty,
                 )  # fmt: skip
-                store_first(y, o + c, _finished(result, by, f.divide, root), last - c)
+                store_first(y, o + c, _finished(result, by, inverse, f.divide, root), last - c)
 
 
 # --- planes ---
@@ -354,16 +409,16 @@ def _planes(take, join, across, across_each, root, fill, t, threads, table, kind
     f = Fields(*unpack(table, FIELD_COUNT))
     x, y, buffer = pointer(f.x, kind), pointer(f.y, kind), scratch(kind)
     lanes, empty = lane_count(x), number(x, fill)
-    by = splat(x, number(x, from_bits(f.divisor)))
+    by, inverse = splat(x, number(x, from_bits(f.divisor))), splat(x, number(x, from_bits(f.inverse)))
     p, last = f.rows * t // threads, f.rows * (t + 1) // threads
     while p + lanes <= last:
         for i in range(lanes):
             store(buffer, i * lanes, _plane(take, join, x, (p + i) * f.plane_size, f.plane_size, empty))
-        store(y, p, _finished(across_each(buffer, 0), by, f.divide, root))
+        store(y, p, _finished(across_each(buffer, 0), by, inverse, f.divide, root))
         p += lanes
     while p < last:
         result = splat(x, across(_plane(take, join, x, p * f.plane_size, f.plane_size, empty)))
-        store_first(y, p, _finished(result, by, f.divide, root), 1)
+        store_first(y, p, _finished(result, by, inverse, f.divide, root), 1)
         p += 1
 
 

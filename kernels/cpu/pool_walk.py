@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +77,8 @@ class Fields(NamedTuple):
     starts: int  # int32: first column of each window
     counts: int  # int32: its taps
     divide: int  # UNDIVIDED, MULTIPLY or DIVIDE by ``divisor``, DIVIDE_EACH by the product of three tables' entries
-    divisor: int  # the bits of a float64
+    divisor: int  # the bits of a float64, and of its inverse
+    inverse: int
     by_depth: int
     by_height: int
     by_width: int
@@ -84,7 +86,11 @@ class Fields(NamedTuple):
     columns: int
     lead: int
     pitch: int
-    batch: int
+    batch: int  # rows in the buffer
+    advance: int  # from a row's first element to the next one's, among those that are alike:
+    alike_everywhere: int  # all rows
+    alike_from: int  # or these heights: windows of equal size, evenly spaced
+    alike_to: int
     flat: int
     buffer_size: int
     scratch_bytes: int  # a thread
@@ -125,6 +131,13 @@ class _Axis:
     @property
     def outputs(self) -> int:
         return len(self.windows.start)
+
+    @property
+    def stride(self) -> int:
+        """The distance of regular windows; of others the first two's."""
+        if self.regular is not None:
+            return self.regular[1]
+        return int(self.windows.start[1] - self.windows.start[0]) if self.outputs > 1 else self.size
 
     def is_whole(self) -> bool:
         """One window, the whole axis."""
@@ -222,6 +235,9 @@ def _walk(
     planes = geometry.batch * (1 if channels > 1 else geometry.channels)
     rows = planes * depth.outputs * height.outputs
     how, divisor = _how_to_divide(divisors, dtype)
+    advance, alike = _alike(height)
+    everywhere = depth.outputs == 1 and alike == (0, height.outputs) and advance * height.outputs == height.size
+    everywhere &= depth.size == 1
     lead, skip, columns, pitch = _buffer_row(width, step, across)
     flat = step in (1, 2) and not across and pitch == step * width.outputs and how != DIVIDE_EACH
     slack = (2 * max(step, 1) + 1) * lanes  # the last vectors of a row are written, and read, whole
@@ -241,9 +257,10 @@ def _walk(
         tap_step=tap_step, out_row=width.outputs * channels, channels=channels,
         block=_channel_block(channels, rows, lanes), across=int(across),
         starts=where[3], counts=where[3] + tables.strides[0],
-        divide=how, divisor=int(np.float64(divisor).view(np.int64)),
+        divide=how, divisor=_bits(divisor), inverse=_bits(1 / divisor),
         by_depth=where[4], by_height=where[5], by_width=where[6],
-        skip=skip, columns=columns, lead=lead, pitch=pitch, batch=batch, flat=int(flat), buffer_size=size,
+        skip=skip, columns=columns, lead=lead, pitch=pitch, batch=batch, advance=advance * in_row,
+        alike_everywhere=int(everywhere), alike_from=alike[0], alike_to=alike[1], flat=int(flat), buffer_size=size,
         scratch_bytes=0 if size * dtype.itemsize <= SCRATCH_BYTES else size * dtype.itemsize,
         index_bytes=0, accumulate=0,
     )  # fmt: skip
@@ -260,6 +277,19 @@ def _buffer_row(width: _Axis, step: int, across: bool) -> tuple[int, int, int, i
     columns = max(0, min(width.size, covered - before) - skip)
     tiled = (kernel - 1) * dilation < stride and lead + columns <= width.outputs * stride
     return lead, skip, columns, width.outputs * stride if tiled else max(covered, lead + columns)
+
+
+def _bits(value: float) -> int:
+    return int(np.float64(value).view(np.int64))
+
+
+def _alike(axis: _Axis) -> tuple[int, tuple[int, int]]:
+    """The longest run of windows of equal size that are evenly spaced: how far apart, its first one and its end."""
+    start, count = axis.windows.start, axis.windows.count
+    differs = (np.diff(start) != axis.stride) | (np.diff(count) != 0)
+    ends = [0, *(np.flatnonzero(differs) + 1).tolist(), axis.outputs]
+    length, first = max((b - a, -a) for a, b in pairwise(ends))
+    return axis.stride, (-first, length - first)
 
 
 def _channel_block(channels: int, rows: int, lanes: int) -> int:

@@ -25,9 +25,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from .pool_walk import SCRATCH_BYTES
-from .simd import lanes
+from .simd import fuses_multiply_add, lanes
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+FUSES = fuses_multiply_add()
+"""Whether the target has fused multiply-add; without, LLVM would call a library function for each lane."""
+
 _ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: I32, types.boolean: I1}
 
 
@@ -341,6 +344,28 @@ def multiply(typingctx: Any, a: Any, b: Any) -> Any:
 @intrinsic
 def divide(typingctx: Any, a: Any, b: Any) -> Any:
     return a(a, b), lambda context, builder, sig, args: builder.fdiv(*args)
+
+
+@intrinsic
+def quotient(typingctx: Any, a: Any, b: Any, inverse: Any) -> Any:
+    """a / b, correctly rounded, given 1 / b: 5 instructions, where a division of 16 lanes takes 10 cycles and more.
+
+    With q = a * inverse, off by a unit in the last place at most, the remainder a - q * b is exact, and one more step
+    of Newton's rounds correctly (Markstein, Computation of elementary functions on the IBM RISC System/6000, 1990;
+    subnormal quotients may be off by one unit). Where the remainder is NaN, q is infinite or NaN, and right.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b, inverse = args
+        if not FUSES:
+            return builder.fdiv(a, b)
+        fma = f"llvm.fma.{_suffix(a.type)}"
+        q = builder.fmul(a, inverse)
+        remainder = _call(builder, fma, a.type, builder.fneg(q), b, a)
+        exact = _call(builder, fma, a.type, remainder, inverse, q)
+        return builder.select(builder.fcmp_ordered("ord", remainder, remainder), exact, q)
+
+    return a(a, b, inverse), codegen
 
 
 @intrinsic
