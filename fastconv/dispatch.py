@@ -23,6 +23,7 @@ import numpy as np
 
 from .autograd import array_module
 from .kernels.geometry import hashed_once
+from .pooled import ready_pools
 from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
 
@@ -165,6 +166,14 @@ def get_num_threads() -> int:
     True
     """
     return _current.options.num_threads or _num_threads or _default_threads()
+
+
+def default_threads() -> int:
+    """How many threads a call may use that chooses by the default options; 0 where other options are in force, or
+    :func:`explain` is looking."""
+    if _current.options is not _Current.options or _current.probing:
+        return 0
+    return _num_threads or _default_threads()
 
 
 @lru_cache(maxsize=1)
@@ -478,4 +487,5 @@ def cache_clear() -> None:
     cached_problem.cache_clear()
     _settle_cached.cache_clear()
     _choose_cached.cache_clear()
+    ready_pools.clear()
     _workspace.get(0, _generation)

@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("_version", "extras", "ranks", "kernels", "kernels.geometry", "kernels.winograd_matrices"),
     ("kernels.reference", "kernels.cpu.*", "kernels.cuda.*"),
     ("problem", "arrays"),
-    ("costs", "registry"),
+    ("costs", "pooled", "registry"),
     ("dispatch",),
     ("call", "functional", "grad", "plan"),
     ("nn.*", "optim.*", "data.*", "backends.*", "testing.*", "checkpoint", "doctor", "filters", "inspection", "plots"),
