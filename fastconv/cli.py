@@ -398,12 +398,11 @@ def _known(path: Path) -> tuple[Any, str]:
 
 def _print_measured(problem: Any, entry: Any) -> None:
     if entry is None:
-        print(f"  no choice to make                  {problem}", flush=True)
+        print(f"  {'no choice to make':<18} {problem}", flush=True)
         return
     ranked = sorted(entry.seconds.items(), key=lambda item: item[1])
     times = ", ".join(f"{name} {t * 1e3:.3g}" for name, t in ranked)
-    plans = f"; planned: {entry.planned_choice}" if entry.planned and entry.planned_choice != entry.choice else ""
-    print(f"  {entry.choice:<18} {problem} (ms: {times}{plans})", flush=True)
+    print(f"  {entry.choice:<18} {problem} (ms: {times})", flush=True)
 
 
 @tune_app.command("show")

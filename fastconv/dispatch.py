@@ -275,7 +275,7 @@ def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> C
         _raise_unable(problem, rows, chosen)
     fast = [c for c in able if c.row.family != "reference"] or able
     predicted = min(fast, key=lambda c: c.seconds)
-    return measurements.settle(problem, threads, fast, predicted, deterministic=chosen.deterministic)
+    return measurements.prefer(problem, threads, fast, predicted, chosen.deterministic)
 
 
 _choose_cached = lru_cache(maxsize=CACHED_CHOICES)(choose)

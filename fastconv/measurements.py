@@ -3,11 +3,11 @@
 ``fastconv tune`` (:mod:`fastconv.tuning`) measures and writes; here the file is read, checked against this machine, and
 asked. It is JSON with one entry a line:
 
-    {"threads": 2, "chosen": "direct", "seconds": {"direct": 1.1e-4, "im2col": 1.9e-4}, "planned": …, "problem": {…}}
+    {"threads": 2, "chosen": "direct", "seconds": {"direct": 1.1e-4, "im2col": 1.9e-4}, "problem": {…}}
 
-``seconds`` are whole function calls, weights packed inside; ``planned`` those of a plan, weights packed before. An
-entry speaks for every epilogue: bias, residual and activation are fused and cost each kernel the same, so problems are
-looked up without them.
+An entry speaks for every epilogue: bias, residual and activation are fused and cost each kernel the same, so problems
+are looked up without them. Function calls, which pack the weights, and plans, which have packed them, are problems of
+their own (``prepared``).
 
 The file is ``FASTCONV_TUNING``, or ``tuning.json`` in the user's configuration directory; ``FASTCONV_TUNING=off`` (or
 empty) reads none. It is read once a process, when dispatch first chooses.
@@ -61,21 +61,12 @@ def plain(problem: Problem) -> Problem:
 
 @dataclass(frozen=True)
 class Entry:
-    """One problem's measurements: seconds by algorithm, and the algorithm to take.
-
-    ``planned`` and ``planned_choice`` hold for weights packed beforehand, where any row can.
-    """
+    """One problem's measurements: seconds by algorithm, and the algorithm to take."""
 
     problem: Problem
     threads: int
     seconds: Mapping[str, float]
     choice: str
-    planned: Mapping[str, float]
-    planned_choice: str
-
-    def times(self, planned: bool) -> tuple[Mapping[str, float], str]:
-        """Seconds and choice, of plans or of function calls."""
-        return (self.planned, self.planned_choice) if planned and self.planned else (self.seconds, self.choice)
 
     @property
     def key(self) -> tuple[Problem, int]:
@@ -128,14 +119,9 @@ class Table:
 
 
 def _entry_data(entry: Entry) -> dict[str, Any]:
-    data = {"threads": entry.threads, "chosen": entry.choice, "seconds": _rounded(entry.seconds)}
-    if entry.planned:
-        data |= {"planned_chosen": entry.planned_choice, "planned": _rounded(entry.planned)}
-    return {**data, "problem": as_data(entry.problem)}
-
-
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(f"{t:.4g}") for name, t in sorted(seconds.items(), key=lambda item: item[1])}
+    ranked = sorted(entry.seconds.items(), key=lambda item: item[1])
+    seconds = {name: float(f"{t:.4g}") for name, t in ranked}
+    return {"threads": entry.threads, "chosen": entry.choice, "seconds": seconds, "problem": as_data(entry.problem)}
 
 
 def read(path: str | os.PathLike[str]) -> Table:
@@ -172,19 +158,13 @@ def _entry(data: Any) -> Entry:
     threads = data.get("threads")
     if type(threads) is not int or threads < 1:
         raise ValueError(f"threads must be a whole number >= 1, got {threads!r}")
-    seconds, choice = _times(data, "seconds", "chosen")
-    planned, planned_choice = _times(data, "planned", "planned_chosen") if "planned" in data else ({}, "")
-    return Entry(plain(from_data(data.get("problem"))), threads, seconds, choice, planned, planned_choice)
-
-
-def _times(data: dict[str, Any], name: str, chosen: str) -> tuple[dict[str, float], str]:
-    seconds = data.get(name)
+    seconds = data.get("seconds")
     right = isinstance(seconds, dict) and all(isinstance(t, int | float) and t > 0 for t in seconds.values())
     if not isinstance(seconds, dict) or not right or not seconds:
-        raise ValueError(f"{name!r} must map algorithms to seconds, got {seconds!r}")
-    if data.get(chosen) not in seconds:
-        raise ValueError(f"{chosen!r} must be one of {', '.join(seconds)}; got {data.get(chosen)!r}")
-    return seconds, data[chosen]
+        raise ValueError(f"'seconds' must map algorithms to seconds, got {seconds!r}")
+    if data.get("chosen") not in seconds:
+        raise ValueError(f"'chosen' must be one of {', '.join(seconds)}; got {data.get('chosen')!r}")
+    return Entry(plain(from_data(data.get("problem"))), threads, seconds, data["chosen"])
 
 
 # ---------------------------------------------------------------------------------------------- what dispatch asks
@@ -253,10 +233,7 @@ def _found() -> Table | None:
     return None
 
 
-def settle(
-    problem: Problem, threads: int, able: Sequence[C], predicted: C, *, deterministic: bool = False,
-    planned: bool = False,
-) -> C:  # fmt: skip
+def prefer(problem: Problem, threads: int, able: Sequence[C], predicted: C, deterministic: bool) -> C:
     """The candidate to run: the measured choice among the able ones, else the predicted one.
 
     ``predicted`` stays where nothing is known of the problem, where it was not itself measured (a limit admits a row
@@ -267,19 +244,18 @@ def settle(
     entry = table.find(problem, threads) if table else None
     if entry is None:
         return predicted
-    seconds, choice = entry.times(planned)
+    seconds, choice = entry.seconds, entry.choice
     measured = [c for c in able if c.algorithm in seconds]
     if predicted not in measured:
         return predicted
     return min(measured, key=lambda c: (c.algorithm != choice, seconds[c.algorithm]))
 
 
-def reason(problem: Problem, threads: int, algorithm: str, *, planned: bool = False) -> str | None:
+def reason(problem: Problem, threads: int, algorithm: str) -> str | None:
     """What :func:`fastconv.explain` says of a choice that was measured; None for another."""
     table = active()
     entry = table.find(problem, threads) if table else None
-    seconds = entry.times(planned)[0] if entry else {}
-    if algorithm not in seconds:
+    if entry is None or algorithm not in entry.seconds:
         return None
-    plural = "s" * (threads > 1)
-    return f"measured by tune: {seconds[algorithm] * 1e3:.3g} ms on {threads} thread{plural}, of {len(seconds)} kernels"
+    time, threads_used = entry.seconds[algorithm] * 1e3, f"{threads} thread{'s' * (threads > 1)}"
+    return f"measured by tune: {time:.3g} ms on {threads_used}, of {len(entry.seconds)} kernels"

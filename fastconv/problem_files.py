@@ -113,7 +113,7 @@ def _check(name: str, value: Any, rank: int) -> None:
     elif name in ("batch", "in_channels", "out_channels", "channels", "groups"):
         if not _whole(value) or value < (name != "batch"):
             raise ValueError(f"{name} must be a whole number >= {int(name != 'batch')}, got {value!r}")
-    elif name in ("bias", "residual", "indices", "count_include_pad"):
+    elif name in ("bias", "residual", "prepared", "indices", "count_include_pad"):
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {value!r}")
     elif name == "divisor_override":

@@ -8,7 +8,8 @@ A new process loads the file in its default place by itself, or the one that ``F
 :mod:`fastconv.measurements` for its form and docs/tuning.md for the whole procedure.
 
 Each kernel is timed through the dispatcher's own ``execute``: medians of repeated calls, in rounds that take the
-kernels in turn, the best round counting. Weights are packed inside the call, then once more beforehand, as by a plan.
+kernels in turn, the best round counting. Weights are packed inside the call, or before it where the problem says
+``prepared``, as a plan's does.
 """
 
 from __future__ import annotations
@@ -171,12 +172,9 @@ def verify(
             report(old.problem, new)
         if new is None:
             continue
-        losses = [
-            new.times(planned)[0].get(old.times(planned)[1], math.inf) / min(new.times(planned)[0].values())
-            for planned in (False, True)
-        ]
-        if max(losses) > 1 + tolerance:
-            stale.append(Stale(old, new, max(losses)))
+        loss = new.seconds.get(old.choice, math.inf) / new.seconds[new.choice]
+        if loss > 1 + tolerance:
+            stale.append(Stale(old, new, loss))
     return stale
 
 
@@ -186,8 +184,10 @@ def suite_problems(
 ) -> list[Problem]:  # fmt: skip
     """The problems of named suites (:data:`fastconv.testing.SUITES`), to be measured.
 
+    A forward convolution comes twice: as a function calls it, and prepared, as a plan does.
+
     >>> len(suite_problems(["resnet"], batches=[1], directions=["forward", "grad_input"]))
-    8
+    12
 
     Parameters
     ----------
@@ -203,12 +203,13 @@ def suite_problems(
     from .testing import cases
 
     return [
-        case.problem(batch, direction=direction, dtype=dtype, layout=layout)
+        case.problem(batch, direction=direction, dtype=dtype, layout=layout, **how)
         for name in suites or (None,)
         for case in cases(name)
         for batch in (batches if batches and case.batch is None else case.batches("cpu"))
         for direction in directions
         if direction in case.directions
+        for how in ([{}, {"prepared": True}] if case.op == "conv" and direction == "forward" else [{}])
     ]
 
 
@@ -234,16 +235,9 @@ def measure(problem: Problem, threads: int, seconds: float = 0.1) -> Entry | Non
         return None
     usual = {c.algorithm for c in candidates(problem, Options(), threads) if c.able}
     arrays = _arrays(problem)
-    called = _best_medians({c.algorithm: _call(c, problem, arrays, threads, None) for c in able}, seconds)
-    prepared = {
-        c.algorithm: _call(c, problem, arrays, threads, resolve(c.row.prepare)(problem.geometry, arrays[1]))
-        for c in able
-        if c.row.prepare is not None
-    }
-    planned = _best_medians(prepared, seconds)
+    measured = _best_medians({c.algorithm: _call(c, problem, arrays, threads) for c in able}, seconds)
     ranked = sorted((c for c in able if c.algorithm in usual), key=lambda c: c.seconds) or able
-    order = [c.algorithm for c in ranked]
-    return Entry(problem, threads, called, _choice(called, order), planned, _choice(planned, order) if planned else "")
+    return Entry(problem, threads, measured, _choice(measured, [c.algorithm for c in ranked]))
 
 
 def _choice(seconds: dict[str, float], usual: Sequence[str]) -> str:
@@ -272,11 +266,13 @@ def _arrays(problem: Problem) -> tuple[Any, ...]:
     }[problem.direction]  # fmt: skip
 
 
-def _call(
-    candidate: Candidate, problem: Problem, arrays: tuple[Any, ...], threads: int, packed: Any
-) -> Callable[[], None]:
+def _call(candidate: Candidate, problem: Problem, arrays: tuple[Any, ...], threads: int) -> Callable[[], None]:
     workspace = Workspace()
-    keywords = {} if problem.direction == "grad_weight" else {"activation": None, "packed": packed}
+    keywords: dict[str, Any] = {}
+    if problem.direction != "grad_weight":
+        prepare = candidate.row.prepare if isinstance(problem, ConvProblem) and problem.prepared else None
+        packed = resolve(prepare)(problem.geometry, arrays[1]) if prepare else None
+        keywords = {"activation": None, "packed": packed}
 
     def call() -> None:
         execute(candidate, problem, *arrays, workspace=workspace, threads=threads, **keywords)

@@ -62,7 +62,7 @@ def table(*entries: Entry, **changed: object) -> Table:
 
 def entry(problem: ConvProblem = PROBLEM, threads: int = 1, fastest: str = SLOWER, loser: str = PREDICTED) -> Entry:
     """Measurements that contradict the prediction."""
-    return Entry(problem, threads, {fastest: 1e-5, loser: 2e-5}, fastest, {loser: 1e-5, fastest: 2e-5}, loser)
+    return Entry(problem, threads, {fastest: 1e-5, loser: 2e-5}, fastest)
 
 
 # ------------------------------------------------------------------------------------------------- problems as text
@@ -165,8 +165,9 @@ def test_a_program_is_recorded_each_problem_once(tmp_path: Path, monkeypatch: py
     found = read_problems(path)
     assert found == [
         PROBLEM, pool_problem("max_pool2d", 2, "max_pool", X.shape, 2), replace(PROBLEM, activation="relu"),
+        replace(PROBLEM, prepared=True),
     ]  # fmt: skip
-    assert len(path.read_text().splitlines()) == 3
+    assert len(path.read_text().splitlines()) == 4
 
 
 def _record(arguments: tuple[str, int]) -> None:
@@ -207,7 +208,6 @@ def test_a_measured_choice_is_preferred_where_it_holds(tmp_path: Path) -> None:
     with fastconv.options(num_threads=1):
         why = fastconv.explain(fastconv.conv2d, X, W, padding=1)
         assert (why.chosen, why.reason) == (SLOWER, "measured by tune: 0.01 ms on 1 thread, of 2 kernels")
-        assert fastconv.plan_conv2d(X.shape, W, padding=1).algorithm == SLOWER
     assert tuning.load("off") is None
     assert choose() == PREDICTED
 
@@ -227,18 +227,20 @@ def test_limits_come_before_measurements() -> None:
 
 
 def test_a_prediction_that_was_not_measured_stays() -> None:
-    measurements.activate(table(Entry(PROBLEM, 1, {SLOWER: 1e-5}, SLOWER, {}, "")))
+    measurements.activate(table(Entry(PROBLEM, 1, {SLOWER: 1e-5}, SLOWER)))
     assert choose() == PREDICTED
-    measurements.activate(table(Entry(PROBLEM, 1, {"gone": 1e-6, SLOWER: 1e-5, PREDICTED: 2e-5}, "gone", {}, "")))
+    measurements.activate(table(Entry(PROBLEM, 1, {"gone": 1e-6, SLOWER: 1e-5, PREDICTED: 2e-5}, "gone")))
     assert choose() == SLOWER
 
 
-def test_plans_may_have_a_choice_of_their_own() -> None:
+def test_plans_are_problems_of_their_own() -> None:
     measurements.activate(table(entry()))
-    able = dispatch.candidates(PROBLEM, Options(), 1)
-    predicted = next(c for c in able if c.algorithm == PREDICTED)
-    for planned, expected in ((False, SLOWER), (True, PREDICTED)):
-        assert measurements.settle(PROBLEM, 1, able, predicted, planned=planned).algorithm == expected
+    with fastconv.options(num_threads=1):
+        assert fastconv.plan_conv2d(X.shape, W, padding=1).algorithm == PREDICTED
+        measurements.activate(table(entry(replace(PROBLEM, prepared=True))))
+        fastconv.cache_clear()
+        assert fastconv.plan_conv2d(X.shape, W, padding=1).algorithm == SLOWER
+        assert fastconv.explain(fastconv.conv2d, X, W, padding=1).chosen == PREDICTED
 
 
 def loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> Table | None:
@@ -339,14 +341,14 @@ def test_saving_fails_without_a_trace(tmp_path: Path, monkeypatch: pytest.Monkey
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
+@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("direction", ["forward", "grad_input", "grad_weight"])
-def test_every_kernel_able_is_measured(direction: str) -> None:
-    problem = replace(PROBLEM, direction=direction, layout="channels_last")
+def test_every_kernel_able_is_measured(direction: str, prepared: bool) -> None:
+    problem = replace(PROBLEM, direction=direction, layout="channels_last", prepared=prepared)
     found = tuning.measure(replace(problem, bias=direction != "grad_weight"), 1, 0.001)
     assert found is not None
     rows = [c for c in dispatch.candidates(problem, Options(max_error=1e9), 1) if c.able]
     assert set(found.seconds) == {c.algorithm for c in rows} - {"reference"}
-    assert set(found.planned) == {c.algorithm for c in rows if c.row.prepare}
     assert found.problem == problem
     assert found.choice in found.seconds
     assert 0 < min(found.seconds.values()) < 1
@@ -380,8 +382,8 @@ def test_merging() -> None:
 
 def test_verifying_reports_choices_that_fell_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     now = {
-        PROBLEM: Entry(PROBLEM, 1, {SLOWER: 3.0, PREDICTED: 1.0}, PREDICTED, {}, ""),
-        OTHER: Entry(OTHER, 1, {SLOWER: 1.05, PREDICTED: 1.0}, PREDICTED, {}, ""),
+        PROBLEM: Entry(PROBLEM, 1, {SLOWER: 3.0, PREDICTED: 1.0}, PREDICTED),
+        OTHER: Entry(OTHER, 1, {SLOWER: 1.05, PREDICTED: 1.0}, PREDICTED),
     }
     monkeypatch.setattr(tuning, "measure", lambda problem, threads, seconds: now[problem])
     (stale,) = tuning.verify(table(entry(), entry(OTHER)))
@@ -433,7 +435,7 @@ def test_from_a_recorded_program_to_its_choices(tmp_path: Path, invoke: Invoke) 
     assert run(FASTCONV_TUNING=str(measured)).startswith("measured by tune: ")
 
     status, out, err = invoke("tune", "--suite", "lecture", "--batch", 1, "--seconds", 0.001, "--out", measured)
-    assert "2 problems in" in out
+    assert "3 problems in" in out
     status, out, err = invoke("tune", "show", measured)
     assert (status, err) == (0, "")
     assert "used here" in out
@@ -464,7 +466,7 @@ def test_another_machines_file_is_replaced_and_a_strange_one_is_not(
     monkeypatch.setattr(tuning, "measure", lambda problem, threads, seconds: entry(problem))
     status, out, _ = invoke("tune", "--suite", "lecture", "--batch", 1, "-o", path)
     assert status == 0
-    assert "1 problems" in out
+    assert "2 problems" in out
     assert "those before it are replaced: it was measured with fastconv '0.0'" in out
     path.write_text("{}")
     status, _, err = invoke("tune", "--suite", "lecture", "-o", path)
@@ -475,7 +477,7 @@ def test_another_machines_file_is_replaced_and_a_strange_one_is_not(
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(problem: ConvProblem, threads: int, seconds: float) -> Entry:
-        if problem.geometry.batch == 16:
+        if problem.prepared:
             raise KeyboardInterrupt
         return entry(problem)
 
