@@ -15,14 +15,17 @@ mostly cancel, and their root mean square grows as √n. Every row states both, 
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from operator import attrgetter
 from typing import Any
 
-from .costs import direct_seconds, im2col_seconds, pool_seconds, reference_seconds
-from .problem import ITEMSIZE, PoolProblem, Problem
+from .costs import direct_seconds, im2col_seconds, pool_seconds, reference_seconds, winograd_seconds
+from .kernels.winograd_matrices import VARIANTS, Variant
+from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
 Predicate = Callable[[Any], str | None]
 
@@ -33,7 +36,10 @@ UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, 
 class Row:
     """One kernel: what it computes, where it lives, when it can run, and what it costs.
 
-    Variants of one algorithm share a ``family``; left out, it is the algorithm's own name.
+    Variants of one algorithm share a ``family``; left out, it is the algorithm's own name. An algorithm that computes
+    outputs by tiles from common intermediate numbers names the ``tile``, its outputs along the last axes: ``bound`` is
+    then relative to the neighbourhood of an output (see :func:`winograd_bound`). Its integers are exact in float64
+    where the weights are multiples of ``integer_scale``, and only there.
     """
 
     op: str
@@ -52,6 +58,8 @@ class Row:
     family: str = ""
     deterministic: bool = True
     precision: str = "ieee"
+    tile: tuple[int, ...] = ()
+    integer_scale: int = 1
 
     def __post_init__(self) -> None:
         if not self.family:
@@ -76,13 +84,13 @@ class Row:
 
 @cache  # bounded by the table
 def resolve(target: str) -> Callable[..., Any]:
-    """The function a ``module:function`` string names.
+    """The function a ``module:function`` string names; ``module:variant.function`` where a module has variants.
 
     >>> resolve("fastconv.kernels.reference:forward").__name__
     'forward'
     """
     module, function = target.split(":")
-    kernel: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    kernel: Callable[..., Any] = attrgetter(function)(importlib.import_module(module))
     return kernel
 
 
@@ -122,10 +130,47 @@ def float64_bound(problem: Problem) -> float:
     return gamma(problem.reduction + 2, UNIT_ROUNDOFF["float64"]) + UNIT_ROUNDOFF[problem.dtype]
 
 
+def winograd_bound(variant: Variant, problem: Problem) -> float:
+    """Winograd's, relative to the neighbourhood of an output:
+
+        |y - y64| <= gamma(C + d) * sum over j of |A'| ((|G||w|) ⊙ (|B'||x|))       C channels, d: roundings in A', B', G
+                  <= gamma(C + d) * amplification * (every |w| of the kernel times every |x| of the tile, summed)
+
+    Stated for the C * taps products of the sum, as the other rows' bounds are, which is a little more: divided by
+    direct's bound it is then the amplification, for any number of channels.
+    """
+    return variant.amplification * gamma(problem.reduction + variant.depth, UNIT_ROUNDOFF[problem.dtype])
+
+
+def winograd_typical(variant: Variant, problem: Problem) -> float:
+    """Root mean square error relative to |w| ⊛ |x|, of random numbers.
+
+    Transforms round a tile about ``depth`` times, sums over the channels round partial sums; both are ``spread`` times
+    larger than in a plain sum. What the transforms lose averages out over channels, and |w| ⊛ |x| grows as the number
+    of taps where the numbers themselves grow as its root.
+    """
+    channels = problem.reduction / variant.taps
+    return 0.5 * UNIT_ROUNDOFF[problem.dtype] * variant.spread * math.sqrt((1 + variant.depth / channels) / variant.taps)
+
+
 # -------------------------------------------------------------------------------------------------- when rows refuse
 
 
 def always(problem: Problem) -> str | None:
+    return None
+
+
+def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
+    g = problem.geometry
+    kernel = (1, *g.kernel_size)[-2:]
+    if g.rank > 2:
+        return "has tiles of one and two dimensions, not three"
+    if any(s != 1 for s in g.stride):
+        return f"computes stride 1, not {g.stride}"
+    if any(d != 1 for d, k in zip(g.dilation, g.kernel_size, strict=True) if k > 1):
+        return f"computes dilation 1, not {g.dilation}"
+    if kernel != variant.kernel:
+        return f"computes kernels {variant.kernel}, not {kernel}"
     return None
 
 
@@ -159,6 +204,30 @@ def _conv(algorithm: str, summary: str, seconds: Callable[[Any, int], float]) ->
             seconds=seconds,
             bound=sum_bound,
             typical=sum_typical,
+        )
+
+
+def _winograd(variant: Variant) -> Iterator[Row]:
+    """A variant of Winograd convolution on the CPU, in the directions that correlate."""
+    m = [str(outputs) for outputs, taps in (variant.rows, variant.columns) if taps > 1]
+    for direction in ("forward", "grad_input"):
+        yield Row(
+            op="conv",
+            direction=direction,
+            device="cpu",
+            algorithm=f"winograd_{variant.name}",
+            family="winograd",
+            target=f"{CPU}winograd:{variant.name}.{direction}",
+            prepare=f"{CPU}winograd:{variant.name}.pack_{direction}",
+            workspace=f"{CPU}winograd_blocking:{variant.name}.{direction}",
+            summary=f"{variant.products} products for a tile of {'x'.join(m)} outputs, {variant.taps} taps each; stride 1",
+            dtypes=("float32", "float64"),
+            why_not=partial(winograd_why_not, variant),
+            seconds=partial(winograd_seconds, variant),
+            bound=partial(winograd_bound, variant),
+            typical=partial(winograd_typical, variant),
+            tile=(variant.rows[0], variant.columns[0]),
+            integer_scale=variant.denominator,
         )
 
 
@@ -201,6 +270,7 @@ def _reference(op: str, stem: str, *directions: str) -> Iterator[Row]:
 ROWS: tuple[Row, ...] = (
     *_conv("direct", "taps of a padded channels-last slab, summed in register tiles", direct_seconds),
     *_conv("im2col", "blocks of the im2col matrix times the weights", im2col_seconds),
+    *itertools.chain.from_iterable(map(_winograd, VARIANTS)),
     *_pool("max_pool", "max", "running maximum of each window, the first one wins"),
     *_pool("min_pool", "min", "running minimum of each window, the first one wins"),
     *_pool("avg_pool", "avg", "mean of each window"),
