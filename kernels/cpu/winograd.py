@@ -13,7 +13,8 @@ from .arrays import KIND, Workspace, address, aligned_empty, layout
 from .blocking import Correlation, progressions
 from .compile import jit
 from .epilogue import RELU, RELU6, activation_id, add_run, write_channels, write_positions
-from .gemm import gather, multiply, transpose, zero
+from .gemm import gather, transpose, zero
+from .panels import multiply_panel
 from .phases import EntryPoints, entry_points
 from .simd import TILE_ROWS, columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .threads import run_shares
@@ -221,6 +222,12 @@ def copy_rows(g, kind, source, lds, runs, run_count, channel, channels):
                     store(to, k * g.out_c, load(row, k))
 
 
+@jit(inline=True)
+def panel_at(g, group, k_block, xi, width):
+    """Where a panel of U begins: the weights of one ξ for a tile column of output channels."""
+    return ((group * g.k_blocks + k_block) * g.products + xi) * g.group_inputs * width
+
+
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
@@ -234,10 +241,8 @@ def forward_range(t, threads, table, chunk, kind):
     turned = rows + g.rows_bytes
     vectors = turned + g.turned_bytes
     tiles = vectors + g.vectors_bytes
-    none = pointer(tiles + 32 * 8, table)
     runs = pointer(tiles + 64 * 8, table)
     offsets = shift(runs, 4 * g.tile_h)
-    store(none, 0, 0)
     weights = pointer(g.weights, kind)
     blocks = g.image_blocks * g.row_blocks * g.column_blocks
     items = blocks * g.groups * g.k_parts
@@ -261,9 +266,14 @@ def forward_range(t, threads, table, chunk, kind):
             for xi in range(g.products):
                 for kb in range(k, k_end):
                     a = pointer(v + xi * g.v_xi * g.itemsize, kind)
-                    b = shift(weights, ((group * g.k_blocks + kb) * g.products + xi) * g.group_inputs * width)
+                    b = shift(weights, panel_at(g, group, kb, xi, width))
                     c = pointer(m + (xi * g.m_xi + (kb - k) * width) * g.itemsize, kind)
-                    multiply(count, 1, none, g.group_inputs, 1, a, offsets, b, c, g.m_tile, 0)
+                    after = panel_at(g, group, kb + 1, xi, width)
+                    if kb + 1 == k_end:
+                        after = panel_at(g, group, k, xi + 1, width)
+                        if xi + 1 == g.products:
+                            after = panel_at(g, group, k_end % g.k_blocks, 0, width)
+                    multiply_panel(count, g.group_inputs, a, offsets, b, c, g.m_tile, shift(weights, after), kind)
             if g.prof == 2:
                 continue
             first = k * width
