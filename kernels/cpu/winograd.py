@@ -74,9 +74,8 @@ class Layout(NamedTuple):
     out_width: int
     tile_rows: int
     tile_columns: int
-    image_blocks: int
-    row_blocks: int
-    column_blocks: int
+    strip: int  # tile columns of a strip
+    blocks: int  # of consecutive tiles
     k_parts: int
     k_group: int
     k_blocks: int
@@ -115,41 +114,58 @@ def fill_row(g, lanes, table, source, inside, target, first_column, columns, cha
 
 
 @jit(inline=True)
-def transform_block(g, kind, table, tiles, slab, v, n0, n1, i0, i1, j0, j1, group):
-    """V of the tiles (n0 ... n1, i0 ... i1, j0 ... j1); slab, V and ``tiles`` are addresses."""
+def tile_run(g, f, end):
+    """The tiles from flat number ``f`` that lie in one row of one strip: image, tile row, tile column, count."""
+    image = g.tile_rows * g.tile_columns
+    n, rest = f // image, f % image
+    strip = rest // (g.tile_rows * g.strip)
+    rest -= strip * g.tile_rows * g.strip
+    width = min(g.strip, g.tile_columns - strip * g.strip)
+    return n, rest // width, strip * g.strip + rest % width, min(width - rest % width, end - f)
+
+
+@jit(inline=True)
+def transform_block(g, kind, table, tiles, slab, v, start, end, group):
+    """V of the tiles ``start`` to ``end``; slab, V and ``tiles`` are addresses."""
     lanes, size = vector_lanes(kind), g.itemsize
-    source_h, x, columns = pointer(g.source_h, table), pointer(g.x, kind), (j1 - j0) * g.tile_w + g.overlap_w
+    source_h, x = pointer(g.source_h, table), pointer(g.x, kind)
     t = pointer(tiles, table)
-    store(t, 0, j1 - j0)
+    step = g.slab_columns * lanes  # from one slab row to the next
     store(t, 2, g.tile_w * lanes)
-    store(t, 3, columns * lanes)
+    store(t, 3, step)
     store(t, 5, g.v_tile)
     store(t, 6, g.v_xi)
     for c in range(0, g.group_inputs, lanes):
         channels = min(lanes, g.group_inputs - c)
-        tile = 0
-        for n in range(n0, n1):
-            filled = 0
-            for i in range(i0, i1):
-                top = (i - i0) * g.tile_h
-                while filled < top + g.tile_h + g.overlap_h:  # just before use: the rows are still in L1
-                    h = load(source_h, i0 * g.tile_h + filled)
-                    source = shift(x, n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c)
-                    target = shift(pointer(slab, kind), filled * columns * lanes)
-                    fill_row(g, lanes, table, source, h >= 0, target, j0 * g.tile_w, columns, channels)
-                    filled += 1
-                store(t, 1, slab + top * columns * lanes * size)
-                store(t, 4, v + (tile * g.v_tile + c) * size)
+        f, first, last_n, last_i, last_j, filled = start, 0, -1, -1, -1, 0
+        while f < end:
+            n, i, j, count = tile_run(g, f, end)
+            if last_n == n and last_i + 1 == i and last_j == j:  # below the last run: it shares rows of the slab
+                first += g.tile_h
+            else:
+                first, filled = 0, 0
+            last_n, last_i, last_j = n, i, j
+            columns = count * g.tile_w + g.overlap_w
+            while filled < first + g.tile_h + g.overlap_h:  # just before use: the rows are still in L1
+                h = load(source_h, i * g.tile_h + filled - first)
+                source = shift(x, n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c)
+                target = shift(pointer(slab, kind), filled * step)
+                if g.prof != 4:
+                    fill_row(g, lanes, table, source, h >= 0, target, j * g.tile_w, columns, channels)
+                filled += 1
+            store(t, 0, count)
+            store(t, 1, slab + first * step * size)
+            store(t, 4, v + ((f - start) * g.v_tile + c) * size)
+            if g.prof != 3:
                 transform(g.transform_input, tiles, kind)
-                tile += j1 - j0
+            f += count
 
 
 @jit(inline=True)
-def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, n0, n1, i0, i1, j0, j1, channel, channels):
-    """The output of a block's tiles for one vector of channels, whose products begin at ``m``."""
+def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, end, channel, channels):
+    """The output of tiles ``start`` to ``end`` for one vector of channels, whose products begin at ``m``."""
     lanes, size = vector_lanes(kind), g.itemsize
     out, t = pointer(g.out, kind), pointer(tiles, table)
-    width = min(g.out_width - j0 * g.tile_w, (j1 - j0) * g.tile_w)
     fused = g.residual == 0 and (g.activation == 0 or g.activation == RELU or g.activation == RELU6)
     bias, limits = pointer(vectors, kind), pointer(vectors + 2 * lanes * size, kind)
     zero(bias, lanes)
@@ -162,50 +178,52 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, n0, n1, i
         if g.activation == RELU6:
             store(limits, 1, 6.0)
     in_place = fused and g.out_c == 1 and channels == lanes
-    store(t, 0, j1 - j0)
     store(t, 2, g.m_tile)
     store(t, 3, g.m_xi)
     store(t, 5, g.tile_w * (g.out_w if in_place else lanes))
-    store(t, 6, g.out_h if in_place else width * lanes)
     store(t, 7, g.out_w if in_place else lanes)
-    store(t, 9, width)
     store(t, 10, g.tile_w)
     store(t, 11, vectors + lanes * size)
     store(t, 12, vectors)
     store(t, 13, vectors + 2 * lanes * size)
-    tile = 0
-    for n in range(n0, n1):
-        for i in range(i0, i1):
-            height = min(g.tile_h, g.out_height - i * g.tile_h)
-            y = n * g.out_n + i * g.tile_h * g.out_h + j0 * g.tile_w * g.out_w
-            store(t, 1, m + tile * g.m_tile * size)
-            store(t, 4, g.out + (y + channel) * size if in_place else rows)
-            store(t, 8, height)
+    f = start
+    while f < end:
+        n, i, j, count = tile_run(g, f, end)
+        height = min(g.tile_h, g.out_height - i * g.tile_h)
+        width = min(count * g.tile_w, g.out_width - j * g.tile_w)
+        y = n * g.out_n + i * g.tile_h * g.out_h + j * g.tile_w * g.out_w
+        store(t, 0, count)
+        store(t, 1, m + (f - start) * g.m_tile * size)
+        store(t, 4, g.out + (y + channel) * size if in_place else rows)
+        store(t, 6, g.out_h if in_place else width * lanes)
+        store(t, 8, height)
+        store(t, 9, width)
+        if g.prof != 6:
             transform(g.transform_output, tiles, kind)
-            tile += j1 - j0
-            if in_place:
-                continue
-            source, positions = pointer(rows, kind), height * width
-            if fused and g.out_w == 1 and g.out_h == width:
-                transpose(lanes, source, lanes, shift(out, y + channel * g.out_c), g.out_c, positions, channels)
-            elif fused and g.out_w == 1:
-                for r in range(height):
-                    to = shift(out, y + r * g.out_h + channel * g.out_c)
-                    transpose(lanes, shift(source, r * width * lanes), lanes, to, g.out_c, width, channels)
+        f += count
+        if in_place or g.prof == 5:
+            continue
+        source, positions = pointer(rows, kind), height * width
+        if fused and g.out_w == 1 and g.out_h == width:
+            transpose(lanes, source, lanes, shift(out, y + channel * g.out_c), g.out_c, positions, channels)
+        elif fused and g.out_w == 1:
+            for r in range(height):
+                to = shift(out, y + r * g.out_h + channel * g.out_c)
+                transpose(lanes, shift(source, r * width * lanes), lanes, to, g.out_c, width, channels)
+        else:
+            z = n * g.residual_n + i * g.tile_h * g.residual_h + j * g.tile_w * g.residual_w
+            run_count = 0
+            for r in range(height):
+                a, b = y + r * g.out_h, z + r * g.residual_h
+                run_count = add_run(runs, run_count, r * width, width, a, g.out_w, b, g.residual_w)
+            if fused:
+                copy_rows(g, kind, source, lanes, runs, run_count, channel, channels)
+            elif g.out_c == 1:
+                write_positions(g, kind, source, lanes, runs, run_count, channel, channels)
             else:
-                z = n * g.residual_n + i * g.tile_h * g.residual_h + j0 * g.tile_w * g.residual_w
-                run_count = 0
-                for r in range(height):
-                    a, b = y + r * g.out_h, z + r * g.residual_h
-                    run_count = add_run(runs, run_count, r * width, width, a, g.out_w, b, g.residual_w)
-                if fused:
-                    copy_rows(g, kind, source, lanes, runs, run_count, channel, channels)
-                elif g.out_c == 1:
-                    write_positions(g, kind, source, lanes, runs, run_count, channel, channels)
-                else:
-                    ld = -(-positions // lanes) * lanes
-                    transpose(lanes, source, lanes, pointer(turned, kind), ld, ld, lanes)
-                    write_channels(g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels)
+                ld = -(-positions // lanes) * lanes
+                transpose(lanes, source, lanes, pointer(turned, kind), ld, ld, lanes)
+                write_channels(g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels)
 
 
 @jit(inline=True)
@@ -244,20 +262,16 @@ def forward_range(t, threads, table, chunk, kind):
     runs = pointer(tiles + 64 * 8, table)
     offsets = shift(runs, 4 * g.tile_h)
     weights = pointer(g.weights, kind)
-    blocks = g.image_blocks * g.row_blocks * g.column_blocks
-    items = blocks * g.groups * g.k_parts
+    total = g.batch * g.tile_rows * g.tile_columns
+    items = g.blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
         rest, part = item // g.k_parts, item % g.k_parts
-        rest, group = rest // g.groups, rest % g.groups
-        rest, b = rest // g.column_blocks, rest % g.column_blocks
-        j0, j1 = g.tile_columns * b // g.column_blocks, g.tile_columns * (b + 1) // g.column_blocks
-        rest, b = rest // g.row_blocks, rest % g.row_blocks
-        i0, i1 = g.tile_rows * b // g.row_blocks, g.tile_rows * (b + 1) // g.row_blocks
-        n0, n1 = g.batch * rest // g.image_blocks, g.batch * (rest + 1) // g.image_blocks
-        transform_block(g, kind, table, tiles, slab, v, n0, n1, i0, i1, j0, j1, group)
-        if g.prof == 1:
+        block, group = rest // g.groups, rest % g.groups
+        start, end = total * block // g.blocks, total * (block + 1) // g.blocks
+        transform_block(g, kind, table, tiles, slab, v, start, end, group)
+        if g.prof == 1 or g.prof == 3 or g.prof == 4:
             continue
-        count = (n1 - n0) * (i1 - i0) * (j1 - j0)
+        count = end - start
         for i in range(count + TILE_ROWS):
             store(offsets, i, min(i, count - 1) * g.v_tile)  # a tile beyond the end repeats the last row
         k1 = g.k_blocks * (part + 1) // g.k_parts
@@ -281,7 +295,7 @@ def forward_range(t, threads, table, chunk, kind):
                 channels = min(lanes, g.group_outputs - first)
                 source = m + (first - k * width) * g.itemsize
                 write_block(
-                    g, kind, table, tiles, source, rows, turned, vectors, runs, n0, n1, i0, i1, j0, j1,
+                    g, kind, table, tiles, source, rows, turned, vectors, runs, start, end,
                     group * g.group_outputs + first, channels,
                 )  # fmt: skip
 
@@ -312,7 +326,7 @@ def _prepare(
         compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
         f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products,
         c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
-        p.tile_rows, p.tile_columns, p.image_blocks, p.row_blocks, p.column_blocks,
+        p.tile_rows, p.tile_columns, p.strip, p.blocks,
         p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_tile, p.v_xi, p.m_tile, p.m_xi, itemsize, PROF,
     )  # fmt: skip
     return fixed, (source_h, segments)

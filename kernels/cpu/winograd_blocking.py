@@ -11,10 +11,8 @@ three steps stays in the L2 cache, and so that the transformed weights U, stream
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import ConvGeometry
@@ -23,35 +21,34 @@ from .blocking import (
     LINE_BYTES,
     MAX_COLUMN_BYTES,
     MAX_TILE_ROWS,
-    MAX_VECTOR_BYTES,
     TILE_VECTORS,
     Correlation,
     _with_half,
     aligned,
     correlation,
+    even,
     phase_bytes,
     round_up,
 )
 
-HELD_BYTES = 1 << 20  # of V and M together: half of a 2 MiB L2
 PACK_CHANNELS = 16  # input channels whose taps are gathered at once
-ROW_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a Winograd correlation. Tiles are counted; blocks cut an axis of n into b as n * i // b."""
+    """The plan of a Winograd correlation.
 
-    image_blocks: int
-    row_blocks: int
-    column_blocks: int
+    Tiles are numbered image by image, in each by strips of ``strip`` tile columns, in each strip row by row. A block is
+    a range of these numbers, so blocks are as equal as can be whatever the size of the image.
+    """
+
+    tile_rows: int
+    tile_columns: int
+    strip: int
+    blocks: int
     k_parts: int
     k_group: int  # tile columns of output channels multiplied before their outputs are transformed
     k_blocks: int
-    tile_rows: int
-    tile_columns: int
-    tiles: int  # of the largest block
-    slab_rows: int
     slab_columns: int
     v_tile: int  # elements from one tile to the next
     v_xi: int
@@ -66,80 +63,70 @@ class Plan:
         return sum(self.scratch)
 
 
-def _largest(n: int, blocks: int) -> int:
-    return -(-n // blocks)
+TILES = 0
+K_GROUP = 0
+STRIP = 28
 
 
 @lru_cache(maxsize=256)
 def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int = 0) -> Plan:
     """Plan for tiles of ``columns`` elements (0: the widest of any CPU)."""
-    width = columns or MAX_COLUMN_BYTES // itemsize
-    lanes = width // TILE_VECTORS
+    widest = MAX_COLUMN_BYTES // itemsize
+    width = columns or widest
+    lanes, line = width // TILE_VECTORS, LINE_BYTES // itemsize
     _, height, across = c.axes
-    tile_rows, tile_columns = _largest(height.out, f.rows[0]), _largest(across.out, f.columns[0])
-    channels = round_up(c.group_inputs, MAX_VECTOR_BYTES // itemsize)
-    k_blocks = _largest(c.group_outputs, MAX_COLUMN_BYTES // itemsize)
-    k_group = K_GROUP or 1
-    tiles = TILES or 49
-    cut = _cut(max(c.batch, 1), tile_rows, tile_columns, tiles, threads)
-    images, rows, cols = (
-        _largest(n, b) for n, b in zip((max(c.batch, 1), tile_rows, tile_columns), cut, strict=True)
-    )
-    tiles = images * rows * cols
-    items = math.prod(cut) * c.groups
-    k_parts = threads if items % threads and items < 4 * threads else 1
-    k_blocks = _largest(c.group_outputs, width)
-    k_group = min(k_group, _largest(k_blocks, k_parts))
-    slab_rows, slab_columns = rows * f.rows[0] + f.rows[1] - 1, cols * f.columns[0] + f.columns[1] - 1
-    line = LINE_BYTES // itemsize
+    tile_rows, tile_columns = -(-height.out // f.rows[0]), -(-across.out // f.columns[0])
+    total = max(1, c.batch * tile_rows * tile_columns)
+    strip = even(tile_columns, STRIP)
+    channels, k_blocks = round_up(c.group_inputs, line), -(-c.group_outputs // width)
+    most, group, k_parts = _block(f, c, itemsize, total, threads)
+    blocks = -(-total // most)
+    if k_parts == 1 and blocks * c.groups < 16 * threads:
+        blocks = min(total, round_up(blocks, threads))
+    tiles = -(-total // blocks)
+    k_group = min(group * (widest // width), -(-k_blocks // k_parts))
+    rows = min(tile_rows, -(-tiles // strip) + 1)
+    slab_columns = strip * f.columns[0] + f.columns[1] - 1
     v_tile, m_tile = channels, k_group * width
     v_xi, m_xi = tiles * v_tile + line, (tiles + MAX_TILE_ROWS) * m_tile + line
-    row = f.rows[0] * (cols * f.columns[0])
-    integers = 64 + tiles + MAX_TILE_ROWS + 4 * f.rows[0]
+    positions = f.rows[0] * strip * f.columns[0]
     return Plan(
-        *cut,
+        tile_rows,
+        tile_columns,
+        strip,
+        blocks,
         k_parts,
         k_group,
         k_blocks,
-        tile_rows,
-        tile_columns,
-        tiles,
-        slab_rows,
         slab_columns,
         v_tile,
         v_xi,
         m_tile,
         m_xi,
         (
-            aligned(slab_rows * slab_columns * lanes * itemsize),
+            aligned((rows * f.rows[0] + f.rows[1] - 1) * slab_columns * lanes * itemsize),
             aligned(f.products * v_xi * itemsize),
             aligned(f.products * m_xi * itemsize),
-            aligned((row + lanes) * lanes * itemsize),
-            aligned(round_up(row, lanes) * lanes * itemsize),
+            aligned((positions + lanes) * lanes * itemsize),
+            aligned(round_up(positions, lanes) * lanes * itemsize),
             aligned(4 * lanes * itemsize),
-            aligned(integers * 8),
+            aligned((64 + tiles + MAX_TILE_ROWS + 4 * f.rows[0]) * 8),
         ),
         c.groups * k_blocks * f.products * c.group_inputs * width,
         aligned(PACK_CHANNELS * f.taps * lanes * itemsize + 32 * 8),
     )
 
-TILES = 0
-K_GROUP = 0
 
-def _cut(batch: int, rows: int, columns: int, tiles: int, threads: int) -> tuple[int, int, int]:
-    """How many blocks each of images, tile rows and tile columns are cut into, for about ``tiles`` tiles a block."""
-    column_blocks = _largest(columns, tiles)
-    wide = _largest(columns, column_blocks)
-    if rows * wide > tiles or batch == 1:
-        row_blocks = _largest(rows, max(1, tiles // wide))
-        if batch % threads:
-            while row_blocks < rows and batch * row_blocks * column_blocks % threads:
-                row_blocks += 1
-        return batch, row_blocks, column_blocks
-    image_blocks = _largest(batch, tiles // (rows * wide))
-    if image_blocks % threads and image_blocks < 8 * threads:
-        image_blocks = min(batch, round_up(image_blocks, threads))
-    return image_blocks, 1, column_blocks
+def _block(f: Variant, c: Correlation, itemsize: int, total: int, threads: int) -> tuple[int, int, int]:
+    """Tiles of a block, tile columns of outputs multiplied at once, and parts that output channels are cut into."""
+    k_blocks = -(-c.group_outputs // (MAX_COLUMN_BYTES // itemsize))
+    weights = f.products * c.group_inputs * c.group_outputs * itemsize
+    tiles, k_group = (28, 1) if weights < L2 else (49, k_blocks)
+    k_parts = 1
+    if total < threads * 14 and k_blocks >= threads: k_parts = threads
+    return TILES or tiles, K_GROUP or k_group, k_parts
+
+L2 = 1 << 20
 
 
 def _bytes(f: Variant, c: Correlation, itemsize: int, threads: int) -> int:
