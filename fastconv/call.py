@@ -24,7 +24,7 @@ from .arrays import (
     restore,
     same_kind,
 )
-from .dispatch import cached_problem, execute, select
+from .dispatch import Settled, cached_problem, execute, select, settle
 from .kernels.geometry import PoolGeometry, Sizes
 from .problem import (
     ConvProblem,
@@ -107,20 +107,31 @@ _SCALARS = frozenset({int, str, bool, float, type(None)})
 
 def build(builder: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
     """The problem, from the cache where a cache can tell the arguments apart."""
-    odd = [name for name, value in keywords.items() if type(value) not in _SCALARS]
-    if odd:
-        keywords.update((name, freeze(keywords[name])) for name in odd)
-    args = tuple(value if type(value) in _SCALARS else freeze(value) for value in args)
-    if all(_exact(keywords[name]) for name in odd) and all(type(v) in _SCALARS or _exact(v) for v in args):
-        return cached_problem(builder, *args, **keywords)
-    return builder(*args, **keywords)
+    exact = True
+    for name, value in keywords.items():
+        if type(value) not in _SCALARS:
+            keywords[name] = value = freeze(value)
+            exact = exact and _exact(value)
+    for value in args:
+        if type(value) not in _SCALARS and not _exact(value):
+            args = tuple(freeze(v) for v in args)
+            exact = exact and all(_exact(v) for v in args)
+            break
+    return cached_problem(builder, *args, **keywords) if exact else builder(*args, **keywords)
+
+
+_INTEGERS = frozenset({int})
+
+
+def _only_integers(value: tuple[Any, ...]) -> bool:
+    return frozenset(map(type, value)) <= _INTEGERS  # a third of the time of a generator expression
 
 
 def _exact(value: Any) -> bool:
     """Whether equal keys mean equal arguments: inside a tuple a cache cannot tell 1 from True or 1.0."""
-    if type(value) is tuple:
-        return all(type(v) is int or (type(v) is tuple and _exact(v)) for v in value)
-    return type(value) in _SCALARS
+    if type(value) is not tuple:
+        return type(value) in _SCALARS
+    return _only_integers(value) or all(type(v) is int or (type(v) is tuple and _exact(v)) for v in value)
 
 
 # ------------------------------------------------------------------------------------------------------ convolution
@@ -148,6 +159,21 @@ class Kind(NamedTuple):
         )  # fmt: skip
         return problem
 
+    def settle(
+        self, lay: Layout, algorithm: str, x_shape: Sizes, w_shape: Sizes, like: Any, parameters: dict[str, Any]
+    ) -> Settled:
+        """The forward problem and its kernel, from the cache where a cache can tell the parameters apart."""
+        for name, value in parameters.items():
+            if type(value) not in _SCALARS:
+                parameters[name] = value = freeze(value)
+                if not _exact(value):
+                    problem = self.problem(lay, x_shape, w_shape, like, {"direction": self.forward, **parameters})
+                    return Settled(problem, select(problem, algorithm, lay.op))
+        return settle(
+            self.builder, lay.op, algorithm, lay.rank, x_shape, w_shape, dtype=dtype_name(like.dtype),
+            layout=lay.name, device=device_of(like), direction=self.forward, **parameters,
+        )  # fmt: skip
+
 
 CONV = Kind(conv_problem, "forward", "grad_input")
 TRANSPOSED = Kind(conv_transpose_problem, "grad_input", "forward")
@@ -170,8 +196,7 @@ def conv(
         parameters["residual_shape"] = other.shape
     if bias is not None:
         parameters["bias_shape"] = bias.shape
-    problem = kind.problem(lay, view.shape, w.shape, x, {"direction": kind.forward, **parameters})
-    choice = select(problem, algorithm, op)
+    problem, choice = kind.settle(lay, algorithm, view.shape, w.shape, x, parameters)
     output = Output(lay, out, x, kind.shapes(problem)[1], x, w, bias, residual)
     execute(choice, problem, view, w, bias, other, output.target, activation=problem.activation, packed=None)
     return output.result()

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .autograd import array_module
+from .kernels.geometry import hashed_once
 from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
 
@@ -40,6 +41,7 @@ class SlowPathWarning(UserWarning):
 # --------------------------------------------------------------------------------------------------------- options
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Options:
     """What :func:`options` sets; None leaves the default."""
@@ -293,7 +295,7 @@ class _Probed(BaseException):
         self.explanation = explanation
 
 
-def select(problem: Problem, algorithm: str = "auto", op: str = "") -> Candidate:
+def select(problem: Problem, algorithm: str = "auto", op: str = "", *, warn: bool = True) -> Candidate:
     """:func:`choose` under this thread's options; ``algorithm`` overrides them. Warns when it ends at the reference.
 
     ``op`` is the function's public name, for the error about an unknown algorithm.
@@ -306,10 +308,36 @@ def select(problem: Problem, algorithm: str = "auto", op: str = "") -> Candidate
     if _current.probing:
         raise _Probed(_explain(problem, chosen, threads))
     choice = _choose_cached(problem, chosen, threads)
-    if choice.row.family == "reference" and chosen.algorithm != "reference":
+    if warn and choice.row.family == "reference" and chosen.algorithm != "reference":
         message = f"only the float64 reference can run this within the limits set: {problem}"
         warnings.warn(message, SlowPathWarning, stacklevel=5)
     return choice
+
+
+class Settled(NamedTuple):
+    """What a call works out before it looks at data."""
+
+    problem: Any
+    choice: Candidate
+
+
+def settle(builder: Callable[..., Any], op: str, algorithm: str, *arguments: Any, **keywords: Any) -> Settled:
+    """The problem that ``builder`` makes of these arguments, whose equality must mean that they are the same, and
+    :func:`select`'s choice: one look into a cache. What warns or raises is never kept."""
+    if _current.probing:
+        return _settle(_current.options, 0, builder, op, algorithm, *arguments, **keywords)
+    settled = _settle_cached(_current.options, get_num_threads(), builder, op, algorithm, *arguments, **keywords)
+    if settled.choice.row.family == "reference":
+        select(settled.problem, algorithm, op)  # warns
+    return settled
+
+
+def _settle(
+    chosen: Options, threads: int, builder: Callable[..., Any], op: str, algorithm: str, *arguments: Any,
+    **keywords: Any,
+) -> Settled:  # fmt: skip
+    problem = builder(op, *arguments, **keywords)
+    return Settled(problem, select(problem, algorithm, op, warn=False))
 
 
 def _explain(problem: Problem, chosen: Options, threads: int) -> Explanation:
@@ -413,6 +441,8 @@ def execute(
 
 # ---------------------------------------------------------------------------------------------------------- caches
 
+_settle_cached = lru_cache(maxsize=CACHED_CHOICES, typed=True)(_settle)  # typed: True is not 1
+
 
 @lru_cache(maxsize=CACHED_CHOICES, typed=True)  # typed: True is not 1
 def cached_problem(builder: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
@@ -437,7 +467,7 @@ def cache_info() -> CacheInfo:
     >>> fastconv.cache_clear(); fastconv.cache_info().choices
     0
     """
-    problems = cached_problem.cache_info().currsize
+    problems = cached_problem.cache_info().currsize + _settle_cached.cache_info().currsize
     return CacheInfo(problems, _choose_cached.cache_info().currsize, CACHED_CHOICES, _workspace.buffer.size)
 
 
@@ -446,5 +476,6 @@ def cache_clear() -> None:
     global _generation
     _generation += 1
     cached_problem.cache_clear()
+    _settle_cached.cache_clear()
     _choose_cached.cache_clear()
     _workspace.get(0, _generation)

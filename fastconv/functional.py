@@ -137,12 +137,14 @@ def conv(
         "op": op, "rank": rank, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
         "padding_mode": padding_mode, "layout": layout,
     }  # fmt: skip
-    if not _records(x, w, bias, residual):
-        fused = call.conv(
-            call.CONV, x=_data(x), w=_data(w), bias=_data(bias), residual=_data(residual), activation=activation,
-            algorithm=algorithm, out=out, **fixed,
+    if not _is_tensor(x, w, bias, residual):
+        return call.conv(
+            call.CONV, x=x, w=w, bias=bias, residual=residual, activation=activation, algorithm=algorithm, out=out,
+            **fixed,
         )  # fmt: skip
-        return Tensor(fused) if _is_tensor(x, w, bias, residual) else fused
+    if not _records(x, w, bias, residual):
+        arrays = {"x": _data(x), "w": _data(w), "bias": _data(bias), "residual": _data(residual)}
+        return Tensor(call.conv(call.CONV, **arrays, activation=activation, algorithm=algorithm, out=out, **fixed))
     _no_out(op, out)
     if activation is not None:
         check_choice(op, "activation", activation, ACTIVATIONS, none=True)

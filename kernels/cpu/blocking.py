@@ -240,6 +240,7 @@ class Slabs:
     blocks: int  # tile columns that hold them
 
 
+@lru_cache(maxsize=512)
 def slabs(c: Correlation, itemsize: int, columns: int) -> Slabs:
     if c.groups > 1 and c.group_outputs <= MAX_LANE_OUTPUTS:
         return Slabs(True, -(-c.out_channels // columns), c.group_inputs * columns, columns, 1)
@@ -296,6 +297,7 @@ class DirectForward:
         return sum(self.scratch)
 
 
+@lru_cache(maxsize=512)
 def direct_forward(c: Correlation, itemsize: int, threads: int, columns: int = 0) -> DirectForward:
     """Plan for tiles of ``columns`` elements (0: the widest of any CPU)."""
     widest = slabs(
@@ -441,6 +443,7 @@ class Im2colForward:
         return sum(self.scratch)
 
 
+@lru_cache(maxsize=512)
 def im2col_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int = MAX_TILE_ROWS) -> Im2colForward:
     width = MAX_COLUMN_BYTES // itemsize
     pixels = min(PANEL_PIXELS, round_up(max(c.pixels, 1), width))

@@ -49,7 +49,7 @@ from .arrays import (
 )
 from .blocking import Block, Correlation, DirectWeight, Slabs
 from .compile import jit
-from .epilogue import activation_id, add_run, write_channels, write_positions
+from .epilogue import add_run, write_channels, write_positions
 from .gemm import gather, multiply, multiply_lanes, transpose, zero
 from .half import in_float32
 from .phases import entry_points
@@ -247,26 +247,6 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     return _fixed(c, plan.slabs, plan.block, plan.scratch, taps.ravel(), length, step, plan.k_parts)
 
 
-def _correlate(
-    c: Correlation, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
-    out: np.ndarray, activation: str | None, scratch: int, threads: int,
-) -> None:  # fmt: skip
-    """One correlation of lifted arrays."""
-    threads = c.useful_threads(threads)
-    fixed, _ = _prepare(c, out.itemsize, threads)
-    call = (
-        *layout(x),
-        *layout(out),
-        *((0,) * 6 if residual is None else layout(residual)),
-        0 if bias is None else address(bias),
-        activation_id(activation),
-        address(packed),
-        scratch,
-    )
-    table = np.array(Layout._make(call + fixed), np.int64)
-    run_shares(forward_range, threads, table, table, KIND[out.dtype])
-
-
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
     """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
     width = columns(w.itemsize)
@@ -278,7 +258,7 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
     return packed
 
 
-forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, _correlate)
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)
 
 
 # ------------------------------------------------------------------------------------------- weight gradient

@@ -1,13 +1,14 @@
-"""The contract's functions for any algorithm that can correlate: shared by direct and im2col.
+"""The contract's functions for any algorithm that can correlate: shared by direct, im2col and their sisters.
 
-An algorithm brings two functions,
+An algorithm brings three functions,
 
     pack(c, w, workspace, threads) -> packed       weights (groups, K/groups, C/groups, D, R, S) as its tiles read them,
                                                    in the workspace, or in an array of their own where that is None
-    correlate(c, x, packed, bias, residual, out, activation, scratch address, threads)
+    kernel(t, threads, table, chunk, kind)         share t of the correlation, compiled
+    prepare(c, itemsize, threads)                  the constant part of its table (see ``bound``)
 
-for a :class:`~fastconv.kernels.cpu.blocking.Correlation` ``c`` and arrays lifted to (N, C, D, H, W). Forward is one
-correlation; the input gradient is one of dy for each phase of the stride, with input and output channels exchanged.
+for a :class:`~fastconv.kernels.cpu.blocking.Correlation` ``c``. Forward is one correlation; the input gradient is one
+of dy for each phase of the stride, with input and output channels exchanged.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import numpy as np
 
 from ..geometry import ConvGeometry, Phase, source_indices
 from . import blocking
-from .arrays import Workspace, bias_row, computable, lifted, weight_view, writable
+from .arrays import Workspace, aligned, bias_row, computable, lifted, weight_view, writable
+from .bound import Prepare, correlate
 from .fold import fold
 from .half import in_float32
 
 Pack = Callable[..., np.ndarray]
-Correlate = Callable[..., None]
 
 
 class EntryPoints(NamedTuple):
@@ -37,8 +38,8 @@ class EntryPoints(NamedTuple):
     pack_grad_input: Callable[..., list[np.ndarray]]
 
 
-def entry_points(pack: Pack, correlate: Correlate) -> EntryPoints:
-    """The contract's functions of the algorithm that ``pack`` and ``correlate`` are."""
+def entry_points(pack: Pack, kernel: Any, prepare: Prepare) -> EntryPoints:
+    """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are."""
 
     @in_float32
     def forward(
@@ -51,9 +52,10 @@ def entry_points(pack: Pack, correlate: Correlate) -> EntryPoints:
         c, scratch = blocking.correlation(geometry), Workspace(workspace)
         if packed is None:
             packed = pack(c, weight_view(geometry, w), scratch, threads)
+        x, bias = aligned(x), bias_row(bias)
+        residual = None if residual is None else aligned(residual)
         with writable(out) as target:
-            other = None if residual is None else lifted(residual)
-            correlate(c, lifted(x), packed, bias_row(bias), other, target, activation, scratch.rest(), threads)
+            correlate(kernel, prepare, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)
 
     @in_float32
     def grad_input(
@@ -65,18 +67,9 @@ def entry_points(pack: Pack, correlate: Correlate) -> EntryPoints:
             return
         with writable(out) as target:
             other = None if residual is None else lifted(residual)
-            arguments = (
-                lifted(dy),
-                w,
-                bias_row(bias),
-                other,
-                target,
-                activation,
-                packed,
-                Workspace(workspace),
-                threads,
-            )
-            correlate_gradient(pack, correlate, geometry, *arguments)
+            arrays = (lifted(dy), w, bias_row(bias), other, lifted(target))
+            scratch = Workspace(workspace)
+            correlate_gradient(pack, kernel, prepare, geometry, *arrays, activation, packed, scratch, threads)
 
     def pack_forward(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
         """Weights packed for ``forward`` (in float32 where they have 16 bits)."""
@@ -98,7 +91,7 @@ def phase_weights(geometry: ConvGeometry, phase: Phase, w: np.ndarray) -> np.nda
 
 
 def correlate_gradient(
-    pack: Pack, correlate: Correlate, geometry: ConvGeometry, dy: np.ndarray,
+    pack: Pack, kernel: Any, prepare: Prepare, geometry: ConvGeometry, dy: np.ndarray,
     w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None, out: np.ndarray, activation: str | None,
     packed: list[np.ndarray] | None, workspace: Workspace, threads: int,
 ) -> None:  # fmt: skip
@@ -107,7 +100,7 @@ def correlate_gradient(
     With padding that is not zeros: the gradient of the padded input first, then folded back.
     """
     if geometry.padding_mode == "zeros":
-        _phases(pack, correlate, geometry, dy, w, bias, residual, out, activation, packed, workspace, threads)
+        _phases(pack, kernel, prepare, geometry, dy, w, bias, residual, out, activation, packed, workspace, threads)
         return
     images = blocking.fold_images(geometry, out.itemsize)
     size = blocking.padded(geometry).input_size
@@ -123,15 +116,15 @@ def correlate_gradient(
         gradient = held[: part.batch]
         mark = workspace.used
         arguments = (dy[first : first + part.batch], w, None, None, gradient, None, packed, workspace, threads)
-        _phases(pack, correlate, part, *arguments)
+        _phases(pack, kernel, prepare, part, *arguments)
         workspace.used = mark
         fold(gradient, sources, first, rows, bias, residual, out, activation, threads)
 
 
 def _phases(
-    pack: Pack, correlate: Correlate, geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray, bias: np.ndarray | None,
-    residual: np.ndarray | None, out: np.ndarray, activation: str | None, packed: list[np.ndarray] | None,
-    workspace: Workspace, threads: int,
+    pack: Pack, kernel: Any, prepare: Prepare, geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray,
+    bias: np.ndarray | None, residual: np.ndarray | None, out: np.ndarray, activation: str | None,
+    packed: list[np.ndarray] | None, workspace: Workspace, threads: int,
 ) -> None:  # fmt: skip
     for i, (phase, c) in enumerate(blocking.phase_correlations(geometry)):
         grid = (slice(None), slice(None), *phase.grid)
@@ -141,5 +134,6 @@ def _phases(
         else:
             weights = packed[i]
         other = None if residual is None else residual[grid]
-        correlate(c, dy, weights, bias, other, out[grid], activation, workspace.rest(), threads)
+        rest = workspace.rest()
+        correlate(kernel, prepare, c, dy, weights, bias, other, out[grid], activation, rest, threads)
         workspace.used = mark

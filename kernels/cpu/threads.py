@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,17 +114,21 @@ def _run_parallel(parallel: Callable[..., None], threads: int, arguments: tuple[
 
 
 def run_shares(kernel: Any, threads: int, table: np.ndarray, chunk: np.ndarray, kind: Any) -> None:
+    """:func:`launch` with tables given as arrays."""
+    addresses = (table.__array_interface__["data"][0], chunk.__array_interface__["data"][0])
+    launch(kernel, threads, *addresses, kind)
+
+
+def launch(kernel: Any, threads: int, table: int, chunk: int, kind: Any) -> None:
     """Run ``kernel(t, threads, table, chunk, kind)`` for every share ``t``.
 
     A ``prange`` loop around each kernel would compile it a second time (4 s for the largest). Instead all share one
     loop, which calls the compiled kernel by its address. A kernel takes numbers only: ``table`` and ``chunk`` are
-    int64 arrays passed as addresses, ``kind`` (a number of the element type) selects the compiled version.
+    addresses of int64 arrays, ``kind`` (a number of the element type) selects the compiled version.
     """
-    addresses = (table.__array_interface__["data"][0], chunk.__array_interface__["data"][0], kind)
     if threads <= 1 or _forked:
-        kernel(0, 1, *addresses)
+        kernel(0, 1, table, chunk, kind)
         return
     from .shares import every_share, native_address
 
-    function = native_address(kernel, kind)
-    run(kernel, lambda n, *rest: every_share(function, n, *rest), threads, *addresses)
+    run(kernel, partial(every_share, native_address(kernel, kind)), threads, table, chunk, kind)

@@ -9,15 +9,17 @@ By lane, a slab is COLUMNS consecutive output channels of all groups (see ``bloc
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from .arrays import KIND, address
+from .bound import Bound
 from .compile import jit
 from .gemm import transpose, zero
 from .simd import load, pointer, shift, store, unpack, vector_lanes
-from .threads import run_shares
 
 
 class Layout(NamedTuple):
@@ -98,7 +100,7 @@ def pack_range(t, threads, table, chunk, kind):
                         store(target, tap * g.tap_stride + lane, load(source, where))
 
 
-def _tap_step(sizes: tuple[int, ...], strides: list[int]) -> int:
+def _tap_step(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:
     for step in (1, -1):
         expected, ok = step, True
         for size, stride in zip(sizes[::-1], strides[::-1], strict=True):
@@ -109,34 +111,43 @@ def _tap_step(sizes: tuple[int, ...], strides: list[int]) -> int:
     return 0
 
 
+@lru_cache(maxsize=512)
+def _bind(
+    shape: tuple[int, ...], w_strides: tuple[int, ...], dtype: np.dtype, strides: tuple[int, int, int], width: int,
+    by_lane: bool, blocks: tuple[int, int] | None, unpack: bool, threads: int,
+) -> Bound:  # fmt: skip
+    groups, outputs = shape[:2]
+    first, count = blocks or (0, -(-groups * outputs // width) if by_lane else groups * -(-outputs // width))
+    w_strides = tuple(stride // dtype.itemsize for stride in w_strides)
+    tap_step = _tap_step(shape[3:], w_strides[3:])
+    fields = (0, *shape, *w_strides, tap_step, 0, *strides, width, int(by_lane), first, count, int(unpack))
+    table = Layout._make(fields)
+    threads = min(threads, max(1, math.prod(shape) // THREAD_ELEMENTS))
+    return Bound(pack_range, KIND[dtype], threads, table, (Layout._fields.index("w"), Layout._fields.index("packed")))
+
+
 def _run(
-    w: np.ndarray, packed: int, strides: tuple[int, int, int], width: int, by_lane: bool, blocks: range | None,
-    unpack: bool, threads: int,
+    w: np.ndarray, packed: np.ndarray, strides: tuple[int, int, int], width: int, by_lane: bool, threads: int,
+    blocks: range | None = None,
 ) -> None:  # fmt: skip
-    if blocks is None:
-        groups, outputs = w.shape[:2]
-        blocks = range(-(-groups * outputs // width) if by_lane else groups * -(-outputs // width))
-    w_strides = [stride // w.itemsize for stride in w.strides]
-    tap_step = _tap_step(w.shape[3:], w_strides[3:])
-    which = (width, int(by_lane), blocks.start, len(blocks), int(unpack))
-    fields = (address(w), *w.shape, *w_strides, tap_step, packed, *strides, *which)
-    table = np.array(Layout._make(fields), np.int64)
-    threads = min(threads, max(1, w.size // THREAD_ELEMENTS))
-    run_shares(pack_range, threads, table, table, KIND[w.dtype])
+    """Pack, or unpack the k blocks ``blocks``."""
+    some = None if blocks is None else (blocks.start, len(blocks))
+    bound = _bind(w.shape, w.strides, w.dtype, strides, width, by_lane, some, blocks is not None, threads)
+    bound(address(w), address(packed))
 
 
 def pack_columns(w: np.ndarray, packed: np.ndarray, by_lane: bool, width: int, threads: int) -> None:
     """Fill ``packed`` (1-D) from ``w`` (6-D): a row of ``width`` output channels for each (tap, c)."""
-    inputs, taps = w.shape[2], int(np.prod(w.shape[3:]))
+    inputs, taps = w.shape[2], math.prod(w.shape[3:])
     strides = (inputs * taps * width, inputs * width, width)
-    _run(w, address(packed), strides, width, by_lane, None, False, threads)
+    _run(w, packed, strides, width, by_lane, threads)
 
 
 def pack_rows(w: np.ndarray, packed: np.ndarray, height: int, threads: int) -> None:
     """Fill ``packed`` (1-D) from ``w`` (6-D): ``height`` output channels side by side for each (c, tap)."""
-    inputs, taps = w.shape[2], int(np.prod(w.shape[3:]))
+    inputs, taps = w.shape[2], math.prod(w.shape[3:])
     strides = (inputs * taps * height, height, taps * height)
-    _run(w, address(packed), strides, height, False, None, False, threads)
+    _run(w, packed, strides, height, False, threads)
 
 
 def unpack_columns(
@@ -144,4 +155,4 @@ def unpack_columns(
 ) -> None:
     """Fill the part of ``w`` that lies in k blocks ``blocks`` from their sums, ``block_stride`` apart."""
     strides = (block_stride, w.shape[2] * width, width)
-    _run(w, address(sums), strides, width, by_lane, blocks, True, threads)
+    _run(w, sums, strides, width, by_lane, threads, blocks)
