@@ -272,7 +272,7 @@ def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> C
 
     >>> from fastconv.problem import conv_problem
     >>> choose(conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3))).algorithm
-    'direct'
+    'winograd_f4x4_3x3'
 
     Raises
     ------
@@ -376,7 +376,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     >>> x, w = np.ones((1, 64, 28, 28), np.float32), np.ones((64, 64, 3, 3), np.float32)
     >>> why = fastconv.explain(fastconv.conv2d, x, w, padding=1)
     >>> why.chosen, why.chosen in [row.algorithm for row in why.rows if row.able]
-    ('direct', True)
+    ('winograd_f4x4_3x3', True)
 
     Parameters
     ----------

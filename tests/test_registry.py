@@ -59,6 +59,8 @@ CONVS = {
     "replicate": conv(2, (1, 3, 6, 7), (4, 3, 3, 3), padding=((4, 0), (1, 3)), padding_mode="replicate", stride=2),
     "circular": conv(2, (1, 3, 6, 7), (4, 3, 3, 3), padding=3, padding_mode="circular"),
     "signal": conv(1, (2, 8, 50), (12, 8, 3), dilation=4, padding=4),
+    "signal_of_neighbours": conv(1, (2, 8, 50), (36, 8, 3), padding=1),
+    "five_by_five": conv(2, (2, 18, 13, 15), (35, 18, 5, 5), padding=2),
     "long_kernel": conv(1, (1, 1, 300), (20, 1, 100), stride=5),
     "volume": conv(3, (1, 3, 5, 6, 7), (6, 3, 3, 3, 3), stride=(1, 2, 2), padding=1),
     "deep": conv(2, (1, 200, 4, 4), (20, 200, 3, 3), padding=1),
@@ -96,7 +98,7 @@ def test_epilogues_are_fused(row):
             activation=activation,
             dtype=dtypes(row)[0],
         )
-        for name in ("above_a_tile", "grouped", "depthwise", "signal")
+        for name in ("above_a_tile", "grouped", "depthwise", "signal", "signal_of_neighbours", "five_by_five")
         for activation in (None, "relu", "gelu", "tanh")
         for bias, residual in ((True, True), (True, False), (False, True))
     ]
