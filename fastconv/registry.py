@@ -133,7 +133,7 @@ def float64_bound(problem: Problem) -> float:
 def winograd_bound(variant: Variant, problem: Problem) -> float:
     """Winograd's, relative to the neighbourhood of an output:
 
-        |y - y64| <= gamma(C + d) * sum over j of |A'| ((|G||w|) ⊙ (|B'||x|))       C channels, d: roundings in A', B', G
+        |y - y64| <= gamma(C + d) * |A'| ((|G||w|) ⊙ (|B'||x|)), summed over C channels; d: roundings in A', B', G
                   <= gamma(C + d) * amplification * (every |w| of the kernel times every |x| of the tile, summed)
 
     Stated for the C * taps products of the sum, as the other rows' bounds are, which is a little more: divided by
@@ -150,7 +150,9 @@ def winograd_typical(variant: Variant, problem: Problem) -> float:
     of taps where the numbers themselves grow as its root.
     """
     channels = problem.reduction / variant.taps
-    return 0.5 * UNIT_ROUNDOFF[problem.dtype] * variant.spread * math.sqrt((1 + variant.depth / channels) / variant.taps)
+    return (
+        0.5 * UNIT_ROUNDOFF[problem.dtype] * variant.spread * math.sqrt((1 + variant.depth / channels) / variant.taps)
+    )
 
 
 # -------------------------------------------------------------------------------------------------- when rows refuse
@@ -220,7 +222,7 @@ def _winograd(variant: Variant) -> Iterator[Row]:
             target=f"{CPU}winograd:{variant.name}.{direction}",
             prepare=f"{CPU}winograd:{variant.name}.pack_{direction}",
             workspace=f"{CPU}winograd_blocking:{variant.name}.{direction}",
-            summary=f"{variant.products} products for a tile of {'x'.join(m)} outputs, {variant.taps} taps each; stride 1",
+            summary=f"{variant.products} products for {'x'.join(m)} outputs of {variant.taps} taps each; stride 1",
             dtypes=("float32", "float64"),
             why_not=partial(winograd_why_not, variant),
             seconds=partial(winograd_seconds, variant),
