@@ -25,6 +25,7 @@ TILE_ROWS = 14  # of im2col's: output channels too, its columns are pixels
 TRANSFORM_SECONDS = 1.5e-9  # of a vector of a tile: computed, stored and read again
 TRANSPOSE_SECONDS = 1.5e-9
 WEIGHT_BYTES = 40e9  # a second, of transformed weights
+PACKED_BYTES = 5e9  # of them written in a second, where they are not prepared
 LANE_OUTPUTS = 4  # at most so many outputs a group run lane by lane in direct
 
 
@@ -121,6 +122,8 @@ def winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> fl
     vectors = g.groups * (-(-inputs // vector) + -(-outputs // vector)) * tiles
     transforms = vectors * (TRANSFORM_SECONDS * variant.products + TRANSPOSE_SECONDS * variant.outputs)
     weights = variant.products * outputs * inputs * g.groups * itemsize / WEIGHT_BYTES
+    if not problem.prepared:
+        weights += variant.products * outputs * inputs * g.groups * itemsize / PACKED_BYTES
     work = arithmetic + transforms + weights + problem.bytes / CORE_BYTES
     return CALL_SECONDS + work / (threads if work > WORTH_THREADS else 1)
 

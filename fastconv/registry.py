@@ -141,7 +141,7 @@ def float64_bound(problem: Problem) -> float:
 def winograd_bound(variant: Variant, problem: Problem) -> float:
     """Winograd's, relative to the neighbourhood of an output:
 
-        |y - y64| <= gamma(C + d) * sum over j of |A'| ((|G||w|) ⊙ (|B'||x|))       C channels, d: roundings in A', B', G
+        |y - y64| <= gamma(C + d) * |A'| ((|G||w|) ⊙ (|B'||x|)), summed over C channels; d: roundings in A', B', G
                   <= gamma(C + d) * amplification * (every |w| of the kernel times every |x| of the tile, summed)
 
     Stated for the C * taps products of the sum, as the other rows' bounds are, which is a little more: divided by
@@ -249,7 +249,7 @@ def _winograd(variant: Variant) -> Iterator[Row]:
     m = "x".join(str(outputs) for outputs, taps in (variant.rows, variant.columns) if taps > 1)
     return _conv(
         f"winograd_{variant.name}",
-        f"{variant.products} products for a tile of {m} outputs, {variant.taps} taps each; stride 1",
+        f"{variant.products} products for {m} outputs of {variant.taps} taps each; stride 1",
         partial(winograd_seconds, variant),
         workspace=f"winograd_blocking:{variant.name}.{{}}",
         module="winograd",

@@ -19,7 +19,6 @@ CLEAR = [
     ("depthwise/96x56-96k7g96", 16, "grad_weight", "direct"),
     ("first/3x224-64k7s2", 1, "forward", "direct"),
     ("first/3x224-64k7s2", 16, "grad_input", "im2col"),
-    ("first/3x224-64k3", 16, "grad_input", "im2col"),
     ("pointwise/512x28-128k1", 16, "grad_weight", "im2col"),
     ("strided/512x38-512k3s2", 1, "grad_weight", "im2col"),
 ]

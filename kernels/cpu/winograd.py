@@ -8,16 +8,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..winograd_matrices import VARIANTS, Variant
-from .arrays import KIND, Workspace, address, aligned_empty, layout
+from .arrays import KIND, Workspace, address, aligned_empty
 from .blocking import Correlation, progressions
+from .bound import Bound
 from .compile import jit
-from .epilogue import RELU, RELU6, activation_id, add_run, write_channels, write_positions
+from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
 from .gemm import gather, transpose, zero
 from .panels import multiply_panel
 from .phases import EntryPoints, entry_points
 from .simd import TILE_ROWS, columns, copy, load, pointer, shift, store, unpack, vector_lanes
-from .threads import run_shares
-from .weights import _tap_step as tap_step
+from .weights import _tap_step
 from .winograd_blocking import PACK_CHANNELS, plan
 from .winograd_transforms import compiled, input_tiles, output_tiles, transform, weight_tiles
 
@@ -84,7 +84,6 @@ class Layout(NamedTuple):
     m_tile: int
     m_xi: int
     itemsize: int
-    prof: int
 
 
 _FIELDS = len(Layout._fields)
@@ -149,15 +148,13 @@ def transform_block(g, kind, table, tiles, slab, v, start, end, group):
                 h = load(source_h, i * g.tile_h + filled - first)
                 source = shift(x, n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c)
                 target = shift(pointer(slab, kind), filled * step)
-                if g.prof != 4:
-                    fill_row(g, lanes, table, source, h >= 0, target, j * g.tile_w, columns, channels)
                 filled += 1
+                fill_row(g, lanes, table, source, h >= 0, target, j * g.tile_w, columns, channels)
             store(t, 0, count)
             store(t, 1, slab + first * step * size)
             store(t, 4, v + ((f - start) * g.v_tile + c) * size)
-            if g.prof != 3:
-                transform(g.transform_input, tiles, kind)
             f += count
+            transform(g.transform_input, tiles, kind)
 
 
 @jit(inline=True)
@@ -197,10 +194,9 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
         store(t, 6, g.out_h if in_place else width * lanes)
         store(t, 8, height)
         store(t, 9, width)
-        if g.prof != 6:
-            transform(g.transform_output, tiles, kind)
         f += count
-        if in_place or g.prof == 5:
+        transform(g.transform_output, tiles, kind)
+        if in_place:
             continue
         source, positions = pointer(rows, kind), height * width
         if fused and g.out_w == 1 and g.out_h == width:
@@ -268,8 +264,6 @@ def forward_range(t, threads, table, chunk, kind):
         block, group = rest // g.groups, rest % g.groups
         start, end = total * block // g.blocks, total * (block + 1) // g.blocks
         transform_block(g, kind, table, tiles, slab, v, start, end, group)
-        if g.prof == 1 or g.prof == 3 or g.prof == 4:
-            continue
         count = end - start
         for i in range(count + TILE_ROWS):
             store(offsets, i, min(i, count - 1) * g.v_tile)  # a tile beyond the end repeats the last row
@@ -287,8 +281,6 @@ def forward_range(t, threads, table, chunk, kind):
                         if xi + 1 == g.products:
                             after = panel_at(g, group, k_end % g.k_blocks, 0, width)
                     multiply_panel(count, g.group_inputs, a, offsets, b, c, g.m_tile, shift(weights, after), kind)
-            if g.prof == 2:
-                continue
             first = k * width
             for first in range(k * width, min(k_end * width, g.group_outputs), lanes):
                 channels = min(lanes, g.group_outputs - first)
@@ -306,9 +298,6 @@ def _padded(source: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-PROF = 0
-
-
 @lru_cache(maxsize=256)
 def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The constant part of a Layout, and the arrays whose addresses are in it."""
@@ -324,29 +313,9 @@ def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[t
         f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products,
         c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         p.tile_rows, p.tile_columns, p.strip, p.blocks,
-        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_tile, p.v_xi, p.m_tile, p.m_xi, itemsize, PROF,
+        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_tile, p.v_xi, p.m_tile, p.m_xi, itemsize,
     )  # fmt: skip
     return fixed, (source_h, segments)
-
-
-def _correlate(
-    f: Variant, c: Correlation, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None,
-    residual: np.ndarray | None, out: np.ndarray, activation: str | None, scratch: int, threads: int,
-) -> None:  # fmt: skip
-    """One correlation of lifted arrays."""
-    threads = c.useful_threads(threads)
-    fixed, _ = _prepare(f, c, out.itemsize, threads)
-    call = (
-        *layout(x),
-        *layout(out),
-        *((0,) * 6 if residual is None else layout(residual)),
-        0 if bias is None else address(bias),
-        activation_id(activation),
-        address(packed),
-        scratch,
-    )
-    table = np.array(Layout._make(call + fixed), np.int64)
-    run_shares(forward_range, threads, table, table, KIND[out.dtype])
 
 
 # --------------------------------------------------------------------------------------------- weights
@@ -426,29 +395,34 @@ def pack_range(t, threads, table, chunk, kind):
 THREAD_ELEMENTS = 1 << 14  # weights that pay for another thread
 
 
+@lru_cache(maxsize=256)
+def _bind(
+    f: Variant, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, gathered_bytes: int, threads: int
+) -> Bound:
+    """The packing of weights with this shape and these strides (in elements)."""
+    table = Weights(
+        0, *shape[:3], *shape[4:], *strides[:3], *strides[4:], _tap_step(shape[3:], strides[3:]), 0, 0,
+        gathered_bytes, f.products, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
+    )  # fmt: skip
+    places = tuple(Weights._fields.index(name) for name in ("w", "packed", "gathered"))
+    return Bound(pack_range, KIND[dtype], threads, table, places)
+
+
 def _pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
     """Weights (groups, K/groups, C/groups, 1, R, S) transformed, in the workspace or an array of their own."""
-    p = plan(f, c, w.itemsize, threads, columns(w.itemsize))
+    p = plan(f, c, w.itemsize, c.useful_threads(threads), columns(w.itemsize))
     threads = max(1, min(threads, w.size // THREAD_ELEMENTS))
-    gathered_bytes = p.gathered_bytes
-    if scratch:
-        packed, held = scratch.take(p.packed, w.dtype), scratch.take(threads * gathered_bytes, np.dtype(np.uint8))
-    else:
-        packed = aligned_empty(p.packed, w.dtype)
-        held = aligned_empty(threads * gathered_bytes, np.dtype(np.uint8))
-    strides = [stride // w.itemsize for stride in w.strides]
-    table = Weights(
-        address(w), *w.shape[:3], *w.shape[4:], *strides[:3], *strides[4:], tap_step(w.shape[3:], strides[3:]),
-        address(packed), address(held), gathered_bytes, f.products,
-        compiled(weight_tiles, w.dtype, VARIANTS.index(f)), w.itemsize,
-    )  # fmt: skip
+    held, nbytes = np.dtype(np.uint8), threads * p.gathered_bytes
+    packed = scratch.take(p.packed, w.dtype) if scratch else aligned_empty(p.packed, w.dtype)
+    gathered = scratch.take(nbytes, held) if scratch else aligned_empty(nbytes, held)
     if packed.size:
-        run_shares(pack_range, threads, np.array(table, np.int64), np.zeros(1, np.int64), KIND[w.dtype])
+        strides = tuple(stride // w.itemsize for stride in w.strides)
+        _bind(f, w.shape, strides, w.dtype, p.gathered_bytes, threads)(address(w), address(packed), address(gathered))
     return packed
 
 
 def _variant(f: Variant) -> EntryPoints:
-    return entry_points(partial(_pack, f), partial(_correlate, f))
+    return entry_points(partial(_pack, f), forward_range, partial(_prepare, f))
 
 
 f2x2_3x3, f4x4_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(_variant, VARIANTS)

@@ -23,7 +23,6 @@ from .blocking import (
     MAX_TILE_ROWS,
     TILE_VECTORS,
     Correlation,
-    _with_half,
     aligned,
     correlation,
     even,
@@ -63,9 +62,12 @@ class Plan:
         return sum(self.scratch)
 
 
-TILES = 0
-K_GROUP = 0
-STRIP = 28
+STRIP_TILES = 28  # tile columns of a strip
+BLOCK_TILES = 49
+SMALL_BLOCK_TILES = 28
+V_BYTES = 6 << 20  # of V and M at most: with them a thread needs less than 16 MiB
+M_BYTES = 8 << 20
+HELD_WEIGHTS = 1 << 20  # bytes of U that stay in L2 beside V and M
 
 
 @lru_cache(maxsize=256)
@@ -77,7 +79,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     _, height, across = c.axes
     tile_rows, tile_columns = -(-height.out // f.rows[0]), -(-across.out // f.columns[0])
     total = max(1, c.batch * tile_rows * tile_columns)
-    strip = even(tile_columns, STRIP)
+    strip = even(tile_columns, STRIP_TILES)
     channels, k_blocks = round_up(c.group_inputs, line), -(-c.group_outputs // width)
     most, group, k_parts = _block(f, c, itemsize, total, threads)
     blocks = -(-total // most)
@@ -121,14 +123,11 @@ def _block(f: Variant, c: Correlation, itemsize: int, total: int, threads: int) 
     """Tiles of a block, tile columns of outputs multiplied at once, and parts that output channels are cut into."""
     k_blocks = -(-c.group_outputs // (MAX_COLUMN_BYTES // itemsize))
     weights = f.products * c.group_inputs * c.group_outputs * itemsize
-    tiles, k_group = (28, 1) if weights < L2 else (49, k_blocks)
-    k_parts = 1
-    if total < threads * 14 and k_blocks >= threads:
-        k_parts = threads
-    return TILES or tiles, K_GROUP or k_group, k_parts
-
-
-L2 = 1 << 20
+    k_parts = threads if total < threads * MAX_TILE_ROWS and k_blocks >= threads else 1  # few tiles: read U only once
+    tiles, k_group = (SMALL_BLOCK_TILES, 1) if weights <= HELD_WEIGHTS else (BLOCK_TILES, k_blocks)
+    tiles = max(1, min(tiles, V_BYTES // (f.products * round_up(c.group_inputs, 16) * itemsize)))
+    k_group = max(1, min(k_group, M_BYTES // (f.products * (tiles + MAX_TILE_ROWS) * MAX_COLUMN_BYTES)))
+    return tiles, k_group, k_parts
 
 
 def _bytes(f: Variant, c: Correlation, itemsize: int, threads: int) -> int:

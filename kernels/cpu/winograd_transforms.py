@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,8 +132,7 @@ def _input_tile(typingctx: Any, variant: Any, source: Any, row_step: Any, target
         down, across = matrices(*f.rows).b, matrices(*f.columns).b
         starts = [builder.gep(source, [builder.mul(row_step, _int(i))]) for i in range(len(down))]
         columns = [[v.load(row, _int(j * v.lanes)) for row in starts] for j in range(len(across))]
-        values = sum(_square(v, _times_rows, down, across, columns), [])
-        for xi, value in enumerate(values):
+        for xi, value in enumerate(chain.from_iterable(_square(v, _times_rows, down, across, columns))):
             v.store(value, target, builder.mul(xi_step, _int(xi)))
         return context.get_dummy_value()
 
@@ -144,7 +144,7 @@ def _output_tile(
     typingctx: Any, variant: Any, source: Any, xi_step: Any, target: Any, row_step: Any, column_step: Any,
     rows: Any, columns: Any, spare: Any, bias: Any, low: Any, high: Any,
 ) -> Any:  # fmt: skip
-    """``target[i * row_step + j * column_step] = (A' M A)[i, j]`` plus bias, clamped, where i < rows and j < columns."""
+    """``target[i * row_step + j * column_step] = (A' M A)[i, j]`` + bias, clamped, for i < rows and j < columns."""
     i64 = types.int64
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -183,7 +183,7 @@ def _weight_tile(typingctx: Any, variant: Any, source: Any, target: Any, xi_step
         down, across = matrices(*f.rows).g, matrices(*f.columns).g
         r, s = len(down[0]), len(across[0])
         columns = [[v.load(source, _int((i * s + j) * v.lanes)) for i in range(r)] for j in range(s)]
-        for xi, value in enumerate(sum(_square(v, _times_rows, down, across, columns), [])):
+        for xi, value in enumerate(chain.from_iterable(_square(v, _times_rows, down, across, columns))):
             v.store(value, target, builder.mul(xi_step, _int(xi)))
         return context.get_dummy_value()
 
