@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .costs import direct_seconds, im2col_seconds, pool_seconds, reference_seconds
+from .costs import direct_seconds, im2col_seconds, planar_seconds, pool_seconds, reference_seconds
 from .problem import ITEMSIZE, PoolProblem, Problem
 
 Predicate = Callable[[Any], str | None]
@@ -142,9 +142,15 @@ CPU = "fastconv.kernels.cpu."
 REFERENCE = "fastconv.kernels.reference:"
 
 
-def _conv(algorithm: str, summary: str, seconds: Callable[[Any, int], float]) -> Iterator[Row]:
-    """A CPU convolution in its three directions; ``module:direction`` computes, ``pack_direction`` prepares weights."""
-    for direction in ("forward", "grad_input", "grad_weight"):
+CORRELATIONS = ("forward", "grad_input")
+
+
+def _conv(
+    algorithm: str, summary: str, seconds: Callable[[Any, int], float],
+    directions: tuple[str, ...] = (*CORRELATIONS, "grad_weight"), why_not: Predicate = always, family: str = "",
+) -> Iterator[Row]:  # fmt: skip
+    """A CPU convolution, a row a direction; ``module:direction`` computes, ``pack_direction`` prepares weights."""
+    for direction in directions:
         yield Row(
             op="conv",
             direction=direction,
@@ -155,10 +161,11 @@ def _conv(algorithm: str, summary: str, seconds: Callable[[Any, int], float]) ->
             workspace=f"{CPU}blocking:{algorithm}_{direction}_workspace",
             summary=summary,
             dtypes=FLOATS,
-            why_not=always,
+            why_not=why_not,
             seconds=seconds,
             bound=sum_bound,
             typical=sum_typical,
+            family=family,
         )
 
 
@@ -200,6 +207,7 @@ def _reference(op: str, stem: str, *directions: str) -> Iterator[Row]:
 
 ROWS: tuple[Row, ...] = (
     *_conv("direct", "taps of a padded channels-last slab, summed in register tiles", direct_seconds),
+    *_conv("planar", "planes read in place, pixels in the lanes", planar_seconds, CORRELATIONS),
     *_conv("im2col", "blocks of the im2col matrix times the weights", im2col_seconds),
     *_pool("max_pool", "max", "running maximum of each window, the first one wins"),
     *_pool("min_pool", "min", "running minimum of each window, the first one wins"),
