@@ -76,6 +76,11 @@ def bfloat16_seconds(problem: ConvProblem, threads: int) -> float:
     return _seconds(problem, threads, share)
 
 
+def planar_seconds(problem: ConvProblem, threads: int) -> float:
+    """As direct."""
+    return direct_seconds(problem, threads)
+
+
 def im2col_seconds(problem: ConvProblem, threads: int) -> float:
     """Lanes are pixels, rows of the tile output channels; every element of the matrix is packed once."""
     g = problem.geometry

@@ -28,6 +28,7 @@ from .costs import (
     depthwise_seconds,
     direct_seconds,
     im2col_seconds,
+    planar_seconds,
     pool_seconds,
     reference_seconds,
     winograd_seconds,
@@ -190,6 +191,15 @@ def _plane_too_large(problem: PoolProblem) -> str | None:
     return None if plane < 2**31 else f"counts positions in 32 bits, a plane has {plane} elements"
 
 
+def is_pointwise(problem: ConvProblem) -> str | None:
+    return None if not_pointwise(problem) else "is called pointwise where the kernel is 1x1"
+
+
+def not_pointwise(problem: ConvProblem) -> str | None:
+    kernel = problem.geometry.kernel_size
+    return None if max(kernel) == 1 else f"computes 1x1 kernels, not {kernel}"
+
+
 NARROW_GROUP = 16  # channels: wider groups fill the tiles of a matrix product
 
 
@@ -314,6 +324,23 @@ ROWS: tuple[Row, ...] = (
         im2col_seconds,
         workspace="blocking:im2col_{}_workspace",
         directions=(*CORRELATIONS, "grad_weight"),
+    ),
+    *_conv(
+        "direct_planar",
+        "planes read in place, pixels in the lanes",
+        planar_seconds,
+        workspace="blocking:planar_{}_workspace",
+        module="planar",
+        family="direct",
+        why_not=is_pointwise,
+    ),
+    *_conv(
+        "pointwise",
+        "1x1: the matrix product of the weights and the planes as they lie",
+        planar_seconds,
+        workspace="blocking:planar_{}_workspace",
+        module="planar",
+        why_not=not_pointwise,
     ),
     *_conv(
         "depthwise",

@@ -82,7 +82,7 @@ def test_sixteen_bit_rows_accumulate_in_float32(row, dtype):
     if dtype not in row.dtypes:
         assert dtype in (row.refuses(replace(CONVS["deep"], direction=row.direction, dtype=dtype)) or "")
         return
-    names = ("above_a_tile", "deep", "dilated", "depthwise", "circular")
+    names = ("above_a_tile", "deep", "dilated", "depthwise", "circular", "pointwise")
     for problem in accepted(row, [replace(CONVS[n], direction=row.direction, dtype=dtype) for n in names]):
         check_row(row, problem, rng=np.random.default_rng(0), integers=False)
 
@@ -98,7 +98,15 @@ def test_epilogues_are_fused(row):
             activation=activation,
             dtype=dtypes(row)[0],
         )
-        for name in ("above_a_tile", "grouped", "depthwise", "signal", "signal_of_neighbours", "five_by_five")
+        for name in (
+            "above_a_tile",
+            "grouped",
+            "depthwise",
+            "signal",
+            "signal_of_neighbours",
+            "five_by_five",
+            "pointwise",
+        )
         for activation in (None, "relu", "gelu", "tanh")
         for bias, residual in ((True, True), (True, False), (False, True))
     ]
