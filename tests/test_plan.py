@@ -108,7 +108,7 @@ def test_empty_batch():
 @pytest.mark.parametrize("algorithm", ["direct", "im2col", "winograd_f4x4_3x3"])
 def test_a_second_call_with_out_allocates_nothing(algorithm):
     x, w = np.ones((2, 40, 30, 30), np.float32), np.ones((40, 40, 3, 3), np.float32)
-    plan = fastconv.plan_conv2d(x.shape, w, padding=1, algorithm=algorithm)
+    plan = fc.plan_conv2d(x.shape, w, padding=1, algorithm=algorithm)
     out = np.empty(plan.output_shape, np.float32)
     plan(x, out=out)
     tracemalloc.start()

@@ -89,6 +89,7 @@ def test_sixteen_bit_rows_accumulate_in_float32(row, dtype):
 
 @pytest.mark.parametrize("row", [r for r in CONV_ROWS if r.direction != "grad_weight"], ids=lambda r: r.name)
 def test_epilogues_are_fused(row):
+    names = "above_a_tile", "grouped", "depthwise", "signal", "signal_of_neighbours", "five_by_five", "pointwise"
     problems = [
         replace(
             CONVS[name],
