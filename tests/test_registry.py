@@ -99,15 +99,7 @@ def test_epilogues_are_fused(row):
             activation=activation,
             dtype=dtypes(row)[0],
         )
-        for name in (
-            "above_a_tile",
-            "grouped",
-            "depthwise",
-            "signal",
-            "signal_of_neighbours",
-            "five_by_five",
-            "pointwise",
-        )
+        for name in names
         for activation in (None, "relu", "gelu", "tanh")
         for bias, residual in ((True, True), (True, False), (False, True))
     ]
