@@ -24,6 +24,7 @@ import numpy as np
 from . import measurements
 from .autograd import array_module
 from .kernels.geometry import hashed_once
+from .pooled import ready_pools
 from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
 
@@ -168,6 +169,14 @@ def get_num_threads() -> int:
     return _current.options.num_threads or _num_threads or _default_threads()
 
 
+def default_threads() -> int:
+    """How many threads a call may use that chooses by the default options; 0 where other options are in force, or
+    :func:`explain` is looking."""
+    if _current.options is not _Current.options or _current.probing:
+        return 0
+    return _num_threads or _default_threads()
+
+
 @lru_cache(maxsize=1)
 def _default_threads() -> int:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -263,7 +272,7 @@ def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> C
 
     >>> from fastconv.problem import conv_problem
     >>> choose(conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3))).algorithm
-    'direct'
+    'winograd_f4x4_3x3'
 
     Raises
     ------
@@ -367,7 +376,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     >>> x, w = np.ones((1, 64, 28, 28), np.float32), np.ones((64, 64, 3, 3), np.float32)
     >>> why = fastconv.explain(fastconv.conv2d, x, w, padding=1)
     >>> why.chosen, why.chosen in [row.algorithm for row in why.rows if row.able]
-    ('direct', True)
+    ('winograd_f4x4_3x3', True)
 
     Parameters
     ----------
@@ -484,4 +493,5 @@ def cache_clear() -> None:
     cached_problem.cache_clear()
     _settle_cached.cache_clear()
     _choose_cached.cache_clear()
+    ready_pools.clear()
     _workspace.get(0, _generation)

@@ -28,7 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("kernels.reference", "kernels.cpu.*", "kernels.cuda.*"),
     ("problem", "arrays"),
     ("machine", "problem_files", "measurements"),
-    ("costs", "registry"),
+    ("costs", "pooled", "registry"),
     ("dispatch",),
     ("call", "functional", "grad", "plan"),
     (
