@@ -131,15 +131,16 @@ def _down_each(
     take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch
 ):  # fmt: skip
     lanes = lane_count(x)
-    whole = columns // lanes * lanes
     for _ in range(rows):
-        for c in range(0, whole, lanes):
-            store(buffer, o + c, _column(take, x, i + c, depths, depth_step, heights, height_step, lanes, empty, True))
-            keep_rolled()
-        if whole < columns:
-            n = columns - whole
-            last = _column(take, x, i + whole, depths, depth_step, heights, height_step, n, empty, False)
-            store(buffer, o + whole, last)
+        if columns < lanes:
+            last = _column(take, x, i, depths, depth_step, heights, height_step, columns, empty, False)
+            store(buffer, o, last)
+        else:  # the last vector overlaps the one before: no mask
+            for c in range(0, columns, lanes):
+                a = min(c, columns - lanes)
+                down = _column(take, x, i + a, depths, depth_step, heights, height_step, lanes, empty, True)
+                store(buffer, o + a, down)
+                keep_rolled()
         i += advance
         o += pitch
         keep_rolled()
@@ -149,7 +150,7 @@ def _down_each(
 def _down(take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch):
     """Rows of windows, each the same number of input rows and ``advance`` further, reduced down to the buffer.
 
-    Behind the columns of each follows what is neutral.
+    Nothing neutral in the buffer is overwritten but by what is neutral.
     """
     if depths == 1 and heights == 2:
         _down_each(take, x, i, advance, rows, 1, 0, 2, height_step, columns, empty, buffer, o, pitch)
@@ -187,30 +188,38 @@ def _along(join, v, i, taps, tap_step, step, empty):
 
 
 @inlined
-def _along_all(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n):
-    """n windows along the buffer, finished and stored."""
+def _along_each(
+    join, v, i, pitch, rows, taps, tap_step, step, empty, by, inverse, how, root, y, o, n, out_pitch
+):  # fmt: skip
     lanes = lane_count(v)
-    whole = n // lanes * lanes
-    for c in range(0, whole, lanes):
-        result = _along(join, v, i + c * step, taps, tap_step, step, empty)
-        store(y, o + c, _finished(result, by, inverse, how, root))
+    for _ in range(rows):
+        if n < lanes:
+            result = _along(join, v, i, taps, tap_step, step, empty)
+            store_first(y, o, _finished(result, by, inverse, how, root), n)
+        else:
+            for c in range(0, n, lanes):
+                a = min(c, n - lanes)
+                result = _along(join, v, i + a * step, taps, tap_step, step, empty)
+                store(y, o + a, _finished(result, by, inverse, how, root))
+                keep_rolled()
+        i += pitch
+        o += out_pitch
         keep_rolled()
-    if whole < n:
-        result = _along(join, v, i + whole * step, taps, tap_step, step, empty)
-        store_first(y, o + whole, _finished(result, by, inverse, how, root), n - whole)
 
 
 @inlined
-def _along_regular(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n):
-    """The same, compiled for the usual windows."""
+def _along_rows(
+    join, v, i, pitch, rows, taps, tap_step, step, empty, by, inverse, how, root, y, o, n, out_pitch
+):  # fmt: skip
+    """Rows of n windows, reduced along the buffer, finished and stored: compiled for the usual windows, and for all."""
     if step == 1 and taps == 3:
-        _along_all(join, v, i, 3, tap_step, 1, empty, by, inverse, how, root, y, o, n)
+        _along_each(join, v, i, pitch, rows, 3, tap_step, 1, empty, by, inverse, how, root, y, o, n, out_pitch)
     elif step == 2 and tap_step == 1 and taps == 2:
-        _along_all(join, v, i, 2, 1, 2, empty, by, inverse, how, root, y, o, n)
+        _along_each(join, v, i, pitch, rows, 2, 1, 2, empty, by, inverse, how, root, y, o, n, out_pitch)
     elif step == 2 and tap_step == 1 and taps == 3:
-        _along_all(join, v, i, 3, 1, 2, empty, by, inverse, how, root, y, o, n)
+        _along_each(join, v, i, pitch, rows, 3, 1, 2, empty, by, inverse, how, root, y, o, n, out_pitch)
     else:
-        _along_all(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n)
+        _along_each(join, v, i, pitch, rows, taps, tap_step, step, empty, by, inverse, how, root, y, o, n, out_pitch)
 
 
 @inlined
@@ -269,13 +278,14 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
             else:
                 h, d, p = _next(h + alike - 1, d, p, f.heights, f.depths)
         pieces, length = (1, rows * f.out_row) if f.flat else (rows, f.out_row)
+        if not f.across and f.step != 0 and f.divide != DIVIDE_EACH:
+            _along_rows(
+                join, buffer, f.origin, f.pitch, pieces, f.taps, f.tap_step, f.step, empty, by, inverse, f.divide, root,
+                y, r * f.out_row, length, f.out_row,
+            )  # fmt: skip
+            continue
         for i in range(pieces):
-            here, o = i * f.pitch, (r + i) * f.out_row
-            if not f.across and f.step != 0 and f.divide != DIVIDE_EACH:
-                _along_regular(
-                    join, buffer, here, f.taps, f.tap_step, f.step, empty, by, inverse, f.divide, root, y, o, length
-                )
-                continue
+            here, o = f.origin + i * f.pitch, (r + i) * f.out_row
             by_rows = number(x, 1)
             if f.divide == DIVIDE_EACH:
                 by_rows = element(by_depth, dd) * element(by_height, hh)

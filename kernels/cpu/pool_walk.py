@@ -84,8 +84,9 @@ class Fields(NamedTuple):
     by_width: int
     skip: int  # columns of the input before those that are read
     columns: int
-    lead: int
-    pitch: int
+    lead: int  # where column ``skip`` lies in a row of the buffer, where the first window begins,
+    origin: int
+    pitch: int  # and where the next row does
     batch: int  # rows in the buffer
     advance: int  # from a row's first element to the next one's, among those that are alike:
     alike_everywhere: int  # all rows
@@ -238,7 +239,7 @@ def _walk(
     advance, alike = _alike(height)
     everywhere = depth.outputs == 1 and alike == (0, height.outputs) and advance * height.outputs == height.size
     everywhere &= depth.size == 1
-    lead, skip, columns, pitch = _buffer_row(width, step, across)
+    lead, origin, skip, columns, pitch = _buffer_row(width, step, across, lanes)
     flat = step in (1, 2) and not across and pitch == step * width.outputs and how != DIVIDE_EACH
     slack = (2 * max(step, 1) + 1) * lanes  # the last vectors of a row are written, and read, whole
     room = SCRATCH_BYTES // dtype.itemsize - slack
@@ -259,7 +260,7 @@ def _walk(
         starts=where[3], counts=where[3] + tables.strides[0],
         divide=how, divisor=_bits(divisor), inverse=_bits(1 / divisor),
         by_depth=where[4], by_height=where[5], by_width=where[6],
-        skip=skip, columns=columns, lead=lead, pitch=pitch, batch=batch, advance=advance * in_row,
+        skip=skip, columns=columns, lead=lead, origin=origin, pitch=pitch, batch=batch, advance=advance * in_row,
         alike_everywhere=int(everywhere), alike_from=alike[0], alike_to=alike[1], flat=int(flat), buffer_size=size,
         scratch_bytes=0 if size * dtype.itemsize <= SCRATCH_BYTES else size * dtype.itemsize,
         index_bytes=0, accumulate=0,
@@ -267,16 +268,22 @@ def _walk(
     return Walk(fields, kept, channels == 1 and all(axis.is_whole() for axis in axes))
 
 
-def _buffer_row(width: _Axis, step: int, across: bool) -> tuple[int, int, int, int]:
-    """Channels first, a row in the buffer: neutral elements before it, columns skipped and read, and the next row."""
+def _buffer_row(width: _Axis, step: int, across: bool, lanes: int) -> tuple[int, int, int, int, int]:
+    """Channels first, a row in the buffer: see ``lead`` to ``columns`` in :class:`Fields`.
+
+    Rows begin on a cache line unless that leaves a gap between windows: vectors across two lines are stored, and
+    loaded, in two steps.
+    """
     if across or step == 0 or width.regular is None:
-        return 0, 0, width.size, width.size
+        return 0, 0, 0, width.size, -(-width.size // lanes) * lanes
     kernel, stride, before, dilation = width.regular
     covered = (width.outputs - 1) * stride + (kernel - 1) * dilation + 1
     lead, skip = max(0, before), max(0, -before)
     columns = max(0, min(width.size, covered - before) - skip)
-    tiled = (kernel - 1) * dilation < stride and lead + columns <= width.outputs * stride
-    return lead, skip, columns, width.outputs * stride if tiled else max(covered, lead + columns)
+    if (kernel - 1) * dilation < stride and lead + columns <= width.outputs * stride:
+        return lead, 0, skip, columns, width.outputs * stride
+    origin = -lead % lanes
+    return origin + lead, origin, skip, columns, -(-(origin + max(covered, lead + columns)) // lanes) * lanes
 
 
 def _bits(value: float) -> int:
