@@ -150,13 +150,12 @@ def bind_forward(
     ``which``: largest, smallest, mean, sum or norm. x and y are contiguous, channels last or first, of the dtype that
     is computed in; indices, of 4 or 8 bytes (0: none), lie as y does.
     """
-    walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype, which == "mean")
+    walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype, which == "mean", index_bytes > 0)
     name = "sum" if which == "mean" else which
     fields = walk.fields._replace(index_bytes=index_bytes)
     if index_bytes and not walk.across:
         return (_bound(getattr(pool_indices, f"{name}_of_windows_at"), fields, dtype, threads, walk),)
-    form = "pixels" if last else "planes" if walk.planes else "rows"
-    first = _bound(getattr(pool_kernels, f"{name}_of_{form}"), fields, dtype, threads, walk)
+    first = _bound(getattr(pool_kernels, f"{name}_of_{walk.form}"), fields, dtype, threads, walk)
     return (first, _bound(pool_indices.find_in_windows, fields, dtype, threads, walk)) if index_bytes else (first,)
 
 
@@ -165,8 +164,7 @@ def _bind_transposed(
     geometry: PoolGeometry, last: bool, dtype: np.dtype[Any], divisor: float, threads: int
 ) -> tuple[Bound, ...]:
     walk = transposed_walk(geometry, last, lanes(dtype.itemsize), dtype, divisor)
-    kernel = pool_kernels.sum_of_pixels if last else pool_kernels.sum_of_rows
-    return (_bound(kernel, walk.fields, dtype, threads, walk),)
+    return (_bound(getattr(pool_kernels, f"sum_of_{walk.form}"), walk.fields, dtype, threads, walk),)
 
 
 @lru_cache(maxsize=1024)

@@ -43,7 +43,8 @@ from ..geometry import PoolGeometry, Windows
 
 Table = NDArray[np.int64]
 
-SCRATCH_BYTES = 16 << 10  # of the stack, for the buffer of rows: a third of L1, the rest is the rows' own
+SCRATCH_BYTES = 32 << 10  # of the stack, for the buffer of rows
+BATCH_BYTES = 16 << 10  # as many rows as fit: a third of L1, the rest is the input's
 BLOCKS = 8  # channels last: few rows are cut into about so many blocks of channels, for all threads
 UNDIVIDED, MULTIPLY, DIVIDE, DIVIDE_EACH = range(4)
 
@@ -114,7 +115,7 @@ class Walk:
 
     fields: Fields
     kept: tuple[Any, ...]
-    planes: bool  # every window is a whole plane, channels first
+    form: str  # which of the loops of :mod:`.pool_kernels` it is for: rows, pixels or planes
 
     @property
     def across(self) -> bool:
@@ -140,6 +141,16 @@ class _Axis:
             return self.regular[1]
         return int(self.windows.start[1] - self.windows.start[0]) if self.outputs > 1 else self.size
 
+    def spread(self, channels: int) -> _Axis:
+        """The axis of stride 1 with each element a pixel of so many numbers, as an axis of numbers."""
+        assert self.regular is not None
+        w, (kernel, _, before, dilation) = self.windows, self.regular
+        start = (w.start[:, None] * channels + np.arange(channels)).reshape(-1)
+        windows = Windows(
+            start, np.repeat(w.count, channels), np.repeat(w.padded_count, channels), w.dilation * channels
+        )
+        return _Axis(self.size * channels, windows, (kernel, 1, before * channels, dilation * channels))
+
     def is_whole(self) -> bool:
         """One window, the whole axis."""
         w = self.windows
@@ -148,8 +159,9 @@ class _Axis:
 
 @lru_cache(maxsize=256)
 def forward_walk(
-    geometry: PoolGeometry, channels_last: bool, lanes: int, dtype: np.dtype[Any], average: bool = False
-) -> Walk:
+    geometry: PoolGeometry, channels_last: bool, lanes: int, dtype: np.dtype[Any], average: bool = False,
+    indices: bool = False,
+) -> Walk:  # fmt: skip
     """The walk from an input to its pooled output, divided by the windows' divisors if it is an average.
 
     >>> g = PoolGeometry(1, 1, (8,), (4,), (2,), (2,), ((0, 0),))
@@ -159,9 +171,12 @@ def forward_walk(
     """
     axes = _axes(geometry, channels_last)
     width = axes[2]
-    channels = geometry.channels if channels_last else 1
+    channels, planes = _interleaved(geometry, channels_last)
     across = not channels_last and _across_is_faster(width, lanes)
-    if channels_last:
+    if channels_last and not indices and _is_one_row(width, channels, dtype):
+        axes[2], channels = width.spread(channels), 1
+        strips, step, tap_step = _row_strip(axes[2])
+    elif channels_last:
         strips, step, tap_step = _pixel_strips(width, channels), 1, width.windows.dilation * channels
     elif across:
         windows = zip(width.windows.start, width.windows.count, strict=True)
@@ -170,7 +185,7 @@ def forward_walk(
     else:
         strips, step, tap_step = _row_strip(width)
     divisors = _divisors(geometry, axes) if average else tuple(np.ones(axis.outputs) for axis in axes)
-    return _walk(geometry, axes, channels, strips, step, tap_step, across, lanes, dtype, divisors)
+    return _walk(planes, axes, channels, strips, step, tap_step, across, lanes, dtype, divisors)
 
 
 @lru_cache(maxsize=256)
@@ -186,8 +201,11 @@ def transposed_walk(
     """
     axes = [_transposed(axis) for axis in _axes(geometry, channels_last)]
     width = axes[2]
-    channels = geometry.channels if channels_last else 1
-    if channels_last:
+    channels, planes = _interleaved(geometry, channels_last)
+    if channels_last and _is_one_row(width, channels, dtype):
+        axes[2], channels = width.spread(channels), 1
+        strips, step, tap_step = _row_strip(axes[2])
+    elif channels_last:
         strips, step, tap_step = _pixel_strips(width, channels), 1, width.windows.dilation * channels
     elif width.regular is not None:
         strips, step, tap_step = _row_strip(width)
@@ -195,7 +213,7 @@ def transposed_walk(
         strips, step, tap_step = [(0, width.windows.count.max(), 0, 0, width.outputs, 0)], 0, width.windows.dilation
     ones = tuple(np.ones(axis.outputs) for axis in axes)
     ones[0][:] = divisor
-    return _walk(geometry, axes, channels, strips, step, tap_step, False, lanes, dtype, ones)
+    return _walk(planes, axes, channels, strips, step, tap_step, False, lanes, dtype, ones)
 
 
 @lru_cache(maxsize=256)
@@ -209,6 +227,23 @@ def divisors(geometry: PoolGeometry) -> NDArray[np.float64]:
     """The divisor of each window of an average pooling: an array of the output's spatial shape."""
     depth, height, width = _divisors(geometry, _axes(geometry, True))
     return (depth[:, None, None] * height[:, None] * width).reshape(geometry.output_size)
+
+
+def _interleaved(geometry: PoolGeometry, channels_last: bool) -> tuple[int, int]:
+    """Channels that are interleaved in each plane, and planes."""
+    if channels_last and geometry.channels > 1:
+        return geometry.channels, geometry.batch
+    return 1, geometry.batch * geometry.channels
+
+
+def _is_one_row(width: _Axis, channels: int, dtype: np.dtype[Any]) -> bool:
+    """Whether rows of pixels are better walked as rows of numbers: overlapping windows (3 of 9 loads then come from
+    memory), if they fit the buffer. With stride 1 that is the same but for the distance of taps."""
+    if width.regular is None or channels == 1:
+        return False
+    kernel, stride, before, _ = width.regular
+    row = (width.size + 2 * abs(before)) * channels * dtype.itemsize
+    return stride == 1 and kernel > 1 and row <= SCRATCH_BYTES - 1024
 
 
 def _pixel_strips(width: _Axis, channels: int) -> list[Any]:
@@ -225,7 +260,7 @@ def _row_strip(width: _Axis) -> tuple[list[Any], int, int]:
 
 
 def _walk(
-    geometry: PoolGeometry, axes: list[_Axis], channels: int, strips: list[Any], step: int, tap_step: int,
+    planes: int, axes: list[_Axis], channels: int, strips: list[Any], step: int, tap_step: int,
     across: bool, lanes: int, dtype: np.dtype[Any], divisors: tuple[NDArray[np.float64], ...],
 ) -> Walk:  # fmt: skip
     depth, height, width = axes
@@ -233,7 +268,6 @@ def _walk(
     starts = np.where(windows.count > 0, windows.start, -1)
     tables = np.stack([starts, windows.count]).astype(np.int32)
     strip_table = np.array(strips, dtype=np.int64).reshape(-1, 6)
-    planes = geometry.batch * (1 if channels > 1 else geometry.channels)
     rows = planes * depth.outputs * height.outputs
     how, divisor = _how_to_divide(divisors, dtype)
     advance, alike = _alike(height)
@@ -242,7 +276,7 @@ def _walk(
     lead, origin, skip, columns, pitch = _buffer_row(width, step, across, lanes)
     flat = step in (1, 2) and not across and pitch == step * width.outputs and how != DIVIDE_EACH
     slack = (2 * max(step, 1) + 1) * lanes  # the last vectors of a row are written, and read, whole
-    room = SCRATCH_BYTES // dtype.itemsize - slack
+    room = BATCH_BYTES // dtype.itemsize - slack
     batch = max(1, min(room // pitch, rows))
     size = -(-(batch * pitch + slack) // lanes) * lanes
     kept = (
@@ -265,7 +299,8 @@ def _walk(
         scratch_bytes=0 if size * dtype.itemsize <= SCRATCH_BYTES else size * dtype.itemsize,
         index_bytes=0, accumulate=0,
     )  # fmt: skip
-    return Walk(fields, kept, channels == 1 and all(axis.is_whole() for axis in axes))
+    whole = all(axis.is_whole() for axis in axes)
+    return Walk(fields, kept, "pixels" if channels > 1 else "planes" if whole else "rows")
 
 
 def _buffer_row(width: _Axis, step: int, across: bool, lanes: int) -> tuple[int, int, int, int, int]:
