@@ -39,6 +39,8 @@ from .vector import (
     divide,
     gather,
     index_ramp,
+    interleaved_high,
+    interleaved_low,
     keep_rolled,
     lane_count,
     largest,
@@ -233,6 +235,19 @@ def _looked_up(join, v, i, starts, counts, taps, tap_step, empty):
 
 
 @inlined
+def _along_pairs(join, v, i, even_taps, j, odd_taps, empty, by, inverse, how, root, y, o, n):
+    """n elements, the even ones reduced from runs that begin at i, i + 1, ..., the odd ones at j, j + 1, ..."""
+    lanes = lane_count(v)
+    for c in range(0, n, 2 * lanes):
+        even = _finished(_along(join, v, i + c // 2, even_taps, 1, 1, empty), by, inverse, how, root)
+        odd = _finished(_along(join, v, j + c // 2, odd_taps, 1, 1, empty), by, inverse, how, root)
+        store_first(y, o + c, interleaved_low(even, odd), n - c)
+        if n - c > lanes:
+            store_first(y, o + c + lanes, interleaved_high(even, odd), n - c - lanes)
+        keep_rolled()
+
+
+@inlined
 def _run(join, across, v, i, n, empty):
     """n neighbouring elements reduced to one."""
     lanes = lane_count(v)
@@ -286,6 +301,13 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
             continue
         for i in range(pieces):
             here, o = f.origin + i * f.pitch, (r + i) * f.out_row
+            if f.pairs:
+                here += f.lead
+                _along_pairs(
+                    join, buffer, here + f.even_first, f.even_taps, here + f.odd_first, f.odd_taps, empty, by, inverse,
+                    f.divide, root, y, o, length,
+                )  # fmt: skip
+                continue
             by_rows = number(x, 1)
             if f.divide == DIVIDE_EACH:
                 by_rows = element(by_depth, dd) * element(by_height, hh)
@@ -296,6 +318,8 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
                     start = here + f.lead + element(strips, 6 * c)
                     count = element(strips, 6 * c + 2) - element(strips, 6 * c)
                     result = splat(x, _run(join, across, buffer, start, count, empty))
+                elif f.spread:
+                    result = splat(x, element(buffer, here + f.lead))
                 elif f.step == 0:
                     result = _looked_up(
                         join, buffer, here + f.lead, load_indices(x, starts, c, n), load_indices(x, counts, c, n),

@@ -94,12 +94,19 @@ class Fields(NamedTuple):
     alike_from: int  # or these heights: windows of equal size, evenly spaced
     alike_to: int
     flat: int
+    pairs: int  # gradients at stride 2: even and odd elements have windows of their own, each a run of the buffer,
+    even_first: int  # which begins here for element 0,
+    even_taps: int
+    odd_first: int
+    odd_taps: int
+    spread: int  # every element has the same window of one element
     buffer_size: int
     scratch_bytes: int  # a thread
     index_bytes: int
     accumulate: int
 
 
+PAIRS = ("even_first", "even_taps", "odd_first", "odd_taps")
 FIELD_COUNT = len(Fields._fields)
 ADDRESSES = (0, 1, 2, 3)
 """The fields that a call fills in."""
@@ -199,7 +206,8 @@ def transposed_walk(
     >>> w.kept[3].tolist()  # the output that covers each element, and how many do
     [[0, 0, 1, 1, 2, 2, 3, 3], [1, 1, 1, 1, 1, 1, 1, 1]]
     """
-    axes = [_transposed(axis) for axis in _axes(geometry, channels_last)]
+    pooled = _axes(geometry, channels_last)
+    axes = [_transposed(axis) for axis in pooled]
     width = axes[2]
     channels, planes = _interleaved(geometry, channels_last)
     if channels_last and _is_one_row(width, channels, dtype):
@@ -211,9 +219,10 @@ def transposed_walk(
         strips, step, tap_step = _row_strip(width)
     else:
         strips, step, tap_step = [(0, width.windows.count.max(), 0, 0, width.outputs, 0)], 0, width.windows.dilation
+    pairs = None if channels_last else _pairs(pooled[2])
     ones = tuple(np.ones(axis.outputs) for axis in axes)
     ones[0][:] = divisor
-    return _walk(planes, axes, channels, strips, step, tap_step, False, lanes, dtype, ones)
+    return _walk(planes, axes, channels, strips, step, tap_step, False, lanes, dtype, ones, pairs)
 
 
 @lru_cache(maxsize=256)
@@ -234,6 +243,19 @@ def _interleaved(geometry: PoolGeometry, channels_last: bool) -> tuple[int, int]
     if channels_last and geometry.channels > 1:
         return geometry.channels, geometry.batch
     return 1, geometry.batch * geometry.channels
+
+
+def _pairs(pooled: _Axis) -> tuple[int, int, int, int] | None:
+    """Stride 2: for the even and the odd elements of a row, how far from element 0's or 1's half the first window that
+    covers it lies, and how many there are: i = 2m + a is covered by outputs o with 0 <= i + before - 2o < kernel."""
+    if pooled.regular is None or pooled.regular[1] != 2 or pooled.regular[3] != 1:
+        return None
+    kernel, _, before, _ = pooled.regular
+    runs = []
+    for a in (0, 1):
+        first, last = -((kernel - 1 - a - before) // 2), (a + before) // 2
+        runs += [first, last - first + 1]
+    return runs[0], runs[1], runs[2], runs[3]
 
 
 def _is_one_row(width: _Axis, channels: int, dtype: np.dtype[Any]) -> bool:
@@ -262,6 +284,7 @@ def _row_strip(width: _Axis) -> tuple[list[Any], int, int]:
 def _walk(
     planes: int, axes: list[_Axis], channels: int, strips: list[Any], step: int, tap_step: int,
     across: bool, lanes: int, dtype: np.dtype[Any], divisors: tuple[NDArray[np.float64], ...],
+    pairs: tuple[int, int, int, int] | None = None,
 ) -> Walk:  # fmt: skip
     depth, height, width = axes
     windows, in_row = width.windows, width.size * channels
@@ -274,6 +297,10 @@ def _walk(
     everywhere = depth.outputs == 1 and alike == (0, height.outputs) and advance * height.outputs == height.size
     everywhere &= depth.size == 1
     lead, origin, skip, columns, pitch = _buffer_row(width, step, across, lanes)
+    if pairs is not None:
+        begin, end = min(pairs[0], pairs[2]), max(pairs[0] + pairs[1], pairs[2] + pairs[3])
+        lead = max(0, -begin)
+        pitch = -(-(lead + max(width.size, -(-width.outputs // 2) + end)) // lanes) * lanes
     flat = step in (1, 2) and not across and pitch == step * width.outputs and how != DIVIDE_EACH
     slack = (2 * max(step, 1) + 1) * lanes  # the last vectors of a row are written, and read, whole
     room = BATCH_BYTES // dtype.itemsize - slack
@@ -295,7 +322,9 @@ def _walk(
         divide=how, divisor=_bits(divisor), inverse=_bits(1 / divisor),
         by_depth=where[4], by_height=where[5], by_width=where[6],
         skip=skip, columns=columns, lead=lead, origin=origin, pitch=pitch, batch=batch, advance=advance * in_row,
-        alike_everywhere=int(everywhere), alike_from=alike[0], alike_to=alike[1], flat=int(flat), buffer_size=size,
+        alike_everywhere=int(everywhere), alike_from=alike[0], alike_to=alike[1], flat=int(flat),
+        pairs=int(pairs is not None), **dict(zip(PAIRS, pairs or (0, 0, 0, 0), strict=True)),
+        spread=int(step == 0 and width.size == 1 and bool((windows.count == 1).all())), buffer_size=size,
         scratch_bytes=0 if size * dtype.itemsize <= SCRATCH_BYTES else size * dtype.itemsize,
         index_bytes=0, accumulate=0,
     )  # fmt: skip
