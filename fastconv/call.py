@@ -281,7 +281,7 @@ def pool(
             if result is not None:
                 return result
             key = None
-    x = intake(op, "x", x)
+    given, x = x, intake(op, "x", x)
     float_dtype(op, "x", x.dtype)
     lay = Layout(op, rank, layout)
     view = lay.first("x", x)
@@ -299,7 +299,7 @@ def pool(
     else:
         positions = None if indices is None else empty(x, shape, lay.name, indices)
         execute(choice, problem, view, positions, output.target)
-    if key is not None:
+    if key is not None and x is given:  # not a copy in another byte order
         ready = ready_pool(choice, problem, x, lay.seen(shape), indices, threads)
         if ready is not None:
             ready_pools[key] = ready
