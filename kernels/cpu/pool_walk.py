@@ -40,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import PoolGeometry, Windows
+from .arrays import address
 
 Table = NDArray[np.int64]
 
@@ -306,10 +307,10 @@ def _walk(
     room = BATCH_BYTES // dtype.itemsize - slack
     batch = max(1, min(room // pitch, rows))
     size = -(-(batch * pitch + slack) // lanes) * lanes
-    kept = (
+    kept: tuple[NDArray[Any], ...] = (
         _starts(depth), _starts(height), strip_table, tables, *(d.astype(dtype) for d in divisors)
     )  # fmt: skip
-    where = [a.__array_interface__["data"][0] for a in kept]
+    where = [address(a) for a in kept]
     fields = Fields(
         x=0, y=0, at=0, scratch=0,
         rows=rows, depths=depth.outputs, heights=height.outputs, depth=where[0], height=where[1],
