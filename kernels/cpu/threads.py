@@ -39,11 +39,12 @@ SPINS = "2000"
 
 @contextlib.contextmanager
 def _spinning_briefly() -> Iterator[None]:
-    """Let libgomp, which reads its settings when it is loaded, wait about 0.1 ms before it sleeps, unless the user chose.
+    """Let libgomp, which reads its settings when it is loaded, wait 0.1 ms before it sleeps, unless the user chose.
 
-    Not at all (OMP_WAIT_POLICY=passive) and every call wakes the other threads anew: an empty launch takes 15 µs against
-    5, a convolution of 49 µs 62. Its default spins for milliseconds and gets in the way of others: beside a busy process
-    on two cores the same convolution took 374 µs in the mean (3e5 spins), 138 (1e4), 111 (1e3) and 87 not spinning.
+    Not waiting at all (OMP_WAIT_POLICY=passive), every call wakes the other threads anew: an empty launch takes 15 µs
+    against 5, a convolution of 49 µs 62. Its default waits for milliseconds and gets in the way of others: beside a
+    busy process on two cores the same convolution took 374 µs in the mean (3e5 spins), 138 (1e4), 111 (1e3) and 87
+    (none).
     """
     if any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
         yield
