@@ -34,7 +34,7 @@ from . import depthwise_plan
 from .arrays import KIND, Workspace, address, aligned_empty
 from .blocking import Correlation
 from .compile import jit
-from .depthwise_plan import EVENS, TILES, WIDTH, Pass, packed_sizes, places, plan, reached
+from .depthwise_plan import EVENS, RUNS, TILES, WIDTH, Pass, packed_sizes, places, plan, reached
 from .epilogue import RELU6, finish
 from .gemm import zero
 from .phases import entry_points
@@ -404,7 +404,7 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     segments = [np.array(rows, np.int64) for rows in (in_place, in_slab, in_pixels)]
     first, source, count = _neighbours(width.source)
     outside = np.concatenate((width.source[:first], width.source[first + count :]))
-    loads = width.stride == 1 or (width.stride == 2 and all(p.shape + EVENS < len(TILES) for p in by_row))
+    loads = width.stride == 1 or (width.stride == 2 and all((RUNS[p.shape], 2) in TILES for p in by_row))
     row_limit = source + count if loads and (outside < 0).all() else 0
     phases = np.arange(width.stride)
     starts, ends = (np.clip(-((phases - n) // width.stride), 0, places_w) for n in (first, first + count))
