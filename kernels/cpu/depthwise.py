@@ -237,14 +237,19 @@ def pixel_share(table, t, threads, kind):
     ending = quick and (g.bias != 0 or g.activation != 0)
     bands = -(-g.out_height // g.rows)
     items = g.batch * g.out_depth * bands * g.groups
-    found, line_count = -1, 0
-    for item in range(items * t // threads, items * (t + 1) // threads):
-        rest, group = item // g.groups, item % g.groups
-        n, place, oh0 = rest // bands // g.out_depth, rest % (bands * g.out_depth), rest % bands * g.rows
-        od, rows = place // bands, min(g.rows, g.out_height - oh0)
-        if found != place:
+    first_item, last_item = items * t // threads, items * (t + 1) // threads
+    group, rest = first_item % g.groups - 1, first_item // g.groups
+    found, line_count, oh0, od, rows, n = -1, 0, 0, 0, 0, 0
+    for _ in range(first_item, last_item):
+        group += 1
+        if group == g.groups:
+            group = 0
+            rest += 1
+        if found != rest:  # divisions only here: a group may be 50 ns of work
+            n, oh0 = rest // bands // g.out_depth, rest % bands * g.rows
+            od, rows = rest // bands % g.out_depth, min(g.rows, g.out_height - oh0)
             line_count = find_rows(table, offsets, od, oh0, rows)
-            found = place
+            found = rest
         start = g.x + (n * g.x_n + group * g.group_inputs * g.x_c) * g.itemsize
         if in_place:
             find_lines(lines, offsets, line_count, start, zeros)
