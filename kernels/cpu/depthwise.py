@@ -313,7 +313,6 @@ def channel_share(table, t, threads, kind):
             find_pixels(table, lines, zeros, n, od, oh0, rows)
             found = band
         c = block * WIDTH * lanes
-        wide = g.groups - c > lanes
         count = min(g.groups - c, WIDTH * lanes)
         for j in range(g.group_outputs):
             weights = pointer(g.weights, kind)
@@ -335,7 +334,7 @@ def channel_share(table, t, threads, kind):
                         fields = shift(passes, p * _PASS)
                         y = shift(pointer(g.out, kind), to) if last else sums
                         channel_window(
-                            load(fields, 0), wide, load(fields, 2), shift(segments, 3 * load(fields, 1)),
+                            load(fields, 0), 1, load(fields, 2), shift(segments, 3 * load(fields, 1)),
                             shift(lines, row * g.stride_h * row_lines + q), load(fields, 4), c, g.groups,
                             shift(weights, load(fields, 3) * WIDTH * lanes),
                             p > 0, sums, last and ending, bias, g.activation,

@@ -188,7 +188,8 @@ def _make(by_lane: bool) -> Any:
             choice = builder.add(builder.mul(args[0], _int(2)), args[1])
             done = builder.append_basic_block("done")
             switch = builder.switch(choice, done)
-            for wide, width in ((0, 1), (1, WIDTH)):
+            # A block of a few channels is computed in full: narrow tiles would take 0.5 s to compile.
+            for wide, width in ((1, WIDTH),) if by_lane else ((0, 1), (1, WIDTH)):
                 join, found = builder.append_basic_block("join"), []
                 for number, (runs, step) in enumerate(TILES):
                     if by_lane and step > 1:
