@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -215,10 +215,9 @@ def find_pixels(table, lines, zeros, n, od, oh0, rows):
                     at += 1
 
 
-@jit(inline=True)
-def pixel_share(table, t, threads, kind):
-    """Share ``t`` of the items, lanes being pixels."""
-    keep_whole()
+@jit
+def pixel_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation, lanes being pixels."""
     g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     memory = g.scratch + t * g.thread_bytes
@@ -286,10 +285,9 @@ def pixel_share(table, t, threads, kind):
                     q += count
 
 
-@jit(inline=True)
-def channel_share(table, t, threads, kind):
-    """Share ``t`` of the items, lanes being channels."""
-    keep_whole()
+@jit
+def channel_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation, lanes being channels."""
     g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     memory = g.scratch + t * g.thread_bytes
@@ -353,14 +351,10 @@ def channel_share(table, t, threads, kind):
                             )  # fmt: skip
 
 
-@jit
-def forward_range(t, threads, table, chunk, kind):
-    """Share ``t`` of ``threads`` of a correlation."""
-    g = Layout(*unpack(table, _FIELDS))
-    if g.x_c == 1 and g.x_w != 1 and g.group_inputs == 1:
-        channel_share(table, t, threads, kind)
-    else:
-        pixel_share(table, t, threads, kind)
+def by_layout(c: Correlation, strides: tuple[int, ...]) -> Any:
+    """The kernel for an input with these strides. Each is compiled when it is first needed: 2.5 s."""
+    _, x_c, _, _, x_w = strides
+    return channel_range if x_c == 1 and x_w != 1 and c.group_inputs == 1 else pixel_range
 
 
 def _pass_rows(found: list[Pass], phase: int, segments: int) -> np.ndarray:
@@ -515,4 +509,4 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
     return packed
 
 
-forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, by_layout, _prepare)
