@@ -130,9 +130,6 @@ def _only_integers(value: tuple[Any, ...]) -> bool:
     return frozenset(map(type, value)) <= _INTEGERS  # a third of the time of a generator expression
 
 
-_INTEGERS = {int}
-
-
 def _exact(value: Any) -> bool:
     """Whether equal keys mean equal arguments: inside a tuple a cache cannot tell 1 from True or 1.0."""
     if type(value) is not tuple:
