@@ -164,7 +164,7 @@ def _check_conv(row: Row, problem: ConvProblem, draw: _Draw, threads: int) -> No
         epilogue = {"activation": problem.activation}
     truth, size = np.empty(shape), np.empty(shape)
     oracle(g, *operands, truth, **epilogue)
-    positive = [None if a is None else np.abs(a.astype(np.float64)) for a in operands]
+    positive: list[Any] = [None if a is None else np.abs(a.astype(np.float64)) for a in operands]
     oracle(g, *positive, size)
     exact = draw.integers and problem.activation in EXACT_ACTIVATIONS
     around = None

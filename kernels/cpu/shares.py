@@ -20,7 +20,7 @@ def _signature(kind: Any) -> tuple[Any, ...]:
 
 
 @cache  # bounded by the kernels
-def _address(kernel: Any, kind: type) -> int:
+def _address(kernel: Any, kind: Any) -> int:
     signature = _signature(typeof(kind(0)))
     kernel.compile(signature)
     compiled = kernel.overloads[signature]
@@ -29,7 +29,8 @@ def _address(kernel: Any, kind: type) -> int:
 
 def native_address(kernel: Any, kind: Any) -> int:
     """Where the kernel's machine code for ``kind``, a NumPy number, begins; compiles it on first use."""
-    return _address(kernel, type(kind))
+    element: Any = type(kind)
+    return _address(kernel, element)
 
 
 @intrinsic
