@@ -50,7 +50,7 @@ from .arrays import (
 from .blocking import Block, Correlation, DirectWeight, Slabs
 from .compile import jit
 from .epilogue import add_run, write_channels, write_positions
-from .gemm import gather, multiply, multiply_lanes, transpose, zero
+from .gemm import gather, multiply, multiply_lanes, multiply_narrow, transpose, zero
 from .half import in_float32
 from .phases import entry_points
 from .simd import TILE_ROWS, columns, load, pointer, shift, store, unpack, vector_lanes
@@ -196,6 +196,8 @@ def forward_range(t, threads, table, chunk, kind):
                 zero(sums, positions * width)
             elif g.by_lane:
                 multiply_lanes(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0)
+            elif channels <= lanes:
+                multiply_narrow(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width)
             else:
                 multiply(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0)
             if g.out_c == 1:
