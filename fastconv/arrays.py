@@ -21,7 +21,7 @@ def device_of(x: Any) -> str:
     >>> device_of(np.zeros(3))
     'cpu'
     """
-    return "cpu" if array_module(x) is np else "cuda"
+    return "cpu" if type(x) is np.ndarray or array_module(x) is np else "cuda"
 
 
 def intake(op: str, name: str, x: Any) -> Any:
@@ -93,7 +93,7 @@ def same_kind(op: str, first: tuple[str, Any], *others: tuple[str, Any]) -> None
     """All arrays on one device and of one dtype; None is skipped."""
     name, x = first
     for other, y in others:
-        if y is None:
+        if y is None or (type(x) is type(y) is np.ndarray and x.dtype is y.dtype):
             continue
         if device_of(x) != device_of(y):
             raise TypeError(
@@ -142,6 +142,10 @@ def empty(like: Any, shape: Sizes, layout: str, dtype: Any = None) -> Any:
 
 def check_out(op: str, out: Any, like: Any, shape: Sizes) -> None:
     """``out`` must be a writeable array of the result's shape, dtype and device (``shape`` as the user sees it)."""
+    if type(out) is type(like) is np.ndarray and out.shape == shape and out.dtype is like.dtype:
+        flags = out.flags
+        if flags.c_contiguous and flags.writeable:  # the usual case
+            return
     if not isinstance(out, np.ndarray) and array_module(out) is np:
         raise TypeError(f"{op}: out must be an array of {like.dtype} with shape {shape}, got {type(out).__name__}")
     if out.shape != shape:
@@ -157,5 +161,5 @@ def check_out(op: str, out: Any, like: Any, shape: Sizes) -> None:
 
 def overlaps(out: Any, *inputs: Any) -> bool:
     """Whether ``out`` may share memory with an input, judged by address ranges (cheap, never wrong about 'no')."""
-    xp = array_module(out)
-    return any(y is not None and xp.may_share_memory(out, y) for y in inputs)
+    may_share = array_module(out).may_share_memory
+    return any(y is not None and may_share(out, y) for y in inputs)

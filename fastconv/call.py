@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .arrays import (
     channels_first,
     check_out,
@@ -24,8 +26,9 @@ from .arrays import (
     restore,
     same_kind,
 )
-from .dispatch import cached_problem, execute, select
+from .dispatch import Settled, cached_problem, default_threads, execute, select, settle
 from .kernels.geometry import PoolGeometry, Sizes
+from .pooled import ready_pool, ready_pools
 from .problem import (
     ConvProblem,
     PoolProblem,
@@ -107,20 +110,34 @@ _SCALARS = frozenset({int, str, bool, float, type(None)})
 
 def build(builder: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
     """The problem, from the cache where a cache can tell the arguments apart."""
-    odd = [name for name, value in keywords.items() if type(value) not in _SCALARS]
-    if odd:
-        keywords.update((name, freeze(keywords[name])) for name in odd)
-    args = tuple(value if type(value) in _SCALARS else freeze(value) for value in args)
-    if all(_exact(keywords[name]) for name in odd) and all(type(v) in _SCALARS or _exact(v) for v in args):
-        return cached_problem(builder, *args, **keywords)
-    return builder(*args, **keywords)
+    exact = True
+    for name, value in keywords.items():
+        if type(value) not in _SCALARS:
+            keywords[name] = value = freeze(value)
+            exact = exact and _exact(value)
+    for value in args:
+        if type(value) not in _SCALARS and not _exact(value):
+            args = tuple(freeze(v) for v in args)
+            exact = exact and all(_exact(v) for v in args)
+            break
+    return cached_problem(builder, *args, **keywords) if exact else builder(*args, **keywords)
+
+
+_INTEGERS = frozenset({int})
+
+
+def _only_integers(value: tuple[Any, ...]) -> bool:
+    return frozenset(map(type, value)) <= _INTEGERS  # a third of the time of a generator expression
+
+
+_INTEGERS = {int}
 
 
 def _exact(value: Any) -> bool:
     """Whether equal keys mean equal arguments: inside a tuple a cache cannot tell 1 from True or 1.0."""
-    if type(value) is tuple:
-        return all(type(v) is int or (type(v) is tuple and _exact(v)) for v in value)
-    return type(value) in _SCALARS
+    if type(value) is not tuple:
+        return type(value) in _SCALARS
+    return _only_integers(value) or all(type(v) is int or (type(v) is tuple and _exact(v)) for v in value)
 
 
 # ------------------------------------------------------------------------------------------------------ convolution
@@ -148,6 +165,21 @@ class Kind(NamedTuple):
         )  # fmt: skip
         return problem
 
+    def settle(
+        self, lay: Layout, algorithm: str, x_shape: Sizes, w_shape: Sizes, like: Any, parameters: dict[str, Any]
+    ) -> Settled:
+        """The forward problem and its kernel, from the cache where a cache can tell the parameters apart."""
+        for name, value in parameters.items():
+            if type(value) not in _SCALARS:
+                parameters[name] = value = freeze(value)
+                if not _exact(value):
+                    problem = self.problem(lay, x_shape, w_shape, like, {"direction": self.forward, **parameters})
+                    return Settled(problem, select(problem, algorithm, lay.op))
+        return settle(
+            self.builder, lay.op, algorithm, lay.rank, x_shape, w_shape, dtype=dtype_name(like.dtype),
+            layout=lay.name, device=device_of(like), direction=self.forward, **parameters,
+        )  # fmt: skip
+
 
 CONV = Kind(conv_problem, "forward", "grad_input")
 TRANSPOSED = Kind(conv_transpose_problem, "grad_input", "forward")
@@ -170,8 +202,7 @@ def conv(
         parameters["residual_shape"] = other.shape
     if bias is not None:
         parameters["bias_shape"] = bias.shape
-    problem = kind.problem(lay, view.shape, w.shape, x, {"direction": kind.forward, **parameters})
-    choice = select(problem, algorithm, op)
+    problem, choice = kind.settle(lay, algorithm, view.shape, w.shape, x, parameters)
     output = Output(lay, out, x, kind.shapes(problem)[1], x, w, bias, residual)
     execute(choice, problem, view, w, bias, other, output.target, activation=problem.activation, packed=None)
     return output.result()
@@ -240,6 +271,16 @@ def pool(
     layout: str | None = None, indices: Any = None, out: Any = None, **parameters: Any,
 ) -> tuple[Any, Any, PoolProblem]:  # fmt: skip
     """Any pooling. ``indices`` is the dtype of the indices wanted, or None. Returns (y, indices or None, problem)."""
+    threads = default_threads()
+    key = None
+    if threads and type(x) is np.ndarray:
+        key = _key(op, threads, builder, x, layout, indices, arguments, parameters)
+        ready = ready_pools.get(key)
+        if ready is not None:
+            result = ready(x, out)
+            if result is not None:
+                return result
+            key = None
     x = intake(op, "x", x)
     float_dtype(op, "x", x.dtype)
     lay = Layout(op, rank, layout)
@@ -254,10 +295,33 @@ def pool(
     output = Output(lay, out, x, shape, x)
     if kind not in ("max_pool", "min_pool"):
         execute(choice, problem, view, output.target)
-        return output.result(), None, problem
-    positions = None if indices is None else empty(x, shape, lay.name, indices)
-    execute(choice, problem, view, positions, output.target)
+        positions = None
+    else:
+        positions = None if indices is None else empty(x, shape, lay.name, indices)
+        execute(choice, problem, view, positions, output.target)
+    if key is not None:
+        ready = ready_pool(choice, problem, x, lay.seen(shape), indices, threads)
+        if ready is not None:
+            ready_pools[key] = ready
     return output.result(), None if positions is None else lay.back(positions), problem
+
+
+def _key(
+    op: str, threads: int, builder: Any, x: Any, layout: Any, indices: Any, arguments: Any, parameters: dict[str, Any]
+) -> Any:
+    """What a pooling depends on besides the elements of x; None where a dictionary cannot tell it apart.
+
+    Equal numbers of different types (1, True, 1.0) are different arguments: some of them are errors.
+    """
+    values = (*arguments, *parameters.values())
+    types = [*map(type, values)]
+    if not _SCALARS.issuperset(types):
+        for value in values:
+            if type(value) is tuple and {*map(type, value)} == _INTEGERS:
+                continue
+            if type(value) not in _SCALARS and (type(value) is not tuple or not _exact(value)):
+                return None
+    return (op, threads, builder, x.shape, x.dtype, layout, indices, values, *parameters, *types)
 
 
 def pool_gradient(problem: PoolProblem, *arrays: Any, like: Any, batched: bool) -> Any:

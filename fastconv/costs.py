@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 
-from .problem import ConvProblem, PoolProblem, Problem
+from .kernels.winograd_matrices import Variant
+from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
 CORE_FLOPS = {"float32": 190e9, "float64": 95e9, "float16": 180e9, "bfloat16": 180e9}
 CORE_BYTES = 10e9
@@ -21,6 +22,10 @@ WORTH_THREADS = 50e-6
 
 TILE_COLUMNS = 32  # of direct's register tile: output channels
 TILE_ROWS = 14  # of im2col's: output channels too, its columns are pixels
+TRANSFORM_SECONDS = 1.5e-9  # of a vector of a tile: computed, stored and read again
+TRANSPOSE_SECONDS = 1.5e-9
+WEIGHT_BYTES = 40e9  # a second, of transformed weights
+PACKED_BYTES = 5e9  # of them written in a second, where they are not prepared
 LANE_OUTPUTS = 4  # at most so many outputs a group run lane by lane in direct
 
 
@@ -63,6 +68,14 @@ def direct_seconds(problem: ConvProblem, threads: int) -> float:
     return _seconds(problem, threads, share)
 
 
+def bfloat16_seconds(problem: ConvProblem, threads: int) -> float:
+    """Tiles of 32 output channels; input channels in whole chunks of 32."""
+    outputs, products = _outputs(problem)
+    channels = products / math.prod(problem.geometry.kernel_size)
+    share = 3.5 * _used(outputs, 32) * min(1.0, channels / (-(-channels // 32) * 32))
+    return _seconds(problem, threads, share)
+
+
 def planar_seconds(problem: ConvProblem, threads: int) -> float:
     """As direct."""
     return direct_seconds(problem, threads)
@@ -81,6 +94,43 @@ def im2col_seconds(problem: ConvProblem, threads: int) -> float:
         seconds_an_element = max(0.1e-9, 0.8e-9 / channels)
     elements = g.multiply_adds / outputs
     return _seconds(problem, threads, share, elements * seconds_an_element)
+
+
+def depthwise_seconds(problem: ConvProblem, threads: int) -> float:
+    """Lanes are pixels of a row, or channels where the layout is channels-last and each is a group of its own."""
+    g = problem.geometry
+    size = g.input_size if problem.direction == "grad_input" else g.output_size
+    _, products = _outputs(problem)
+    channels = products // math.prod(g.kernel_size)
+    if problem.layout == "channels_last":
+        lanes = g.groups
+        share = 0.35 * _used(lanes, 16) if channels == 1 else 0.1
+    else:
+        lanes = size[-1]
+        share = 0.45 * _used(lanes, 16)
+    share *= 0.7 if max(g.stride) > 1 else 1.0
+    return _seconds(problem, threads, share)
+
+
+def winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
+    """Products of whole tiles, the transforms of input and output, and reading the transformed weights."""
+    g = problem.geometry
+    outputs, products = _outputs(problem)
+    inputs = products // max(math.prod(g.kernel_size), 1)
+    size = g.output_size if problem.direction == "forward" else g.input_size
+    height, width = (1, *size)[-2:]
+    tiles = g.batch * -(-height // variant.rows[0]) * -(-width // variant.columns[0])
+    itemsize = ITEMSIZE[problem.dtype]
+    share = 0.9 * _used(outputs, TILE_COLUMNS) * inputs / (inputs + 30)
+    arithmetic = 2 * tiles * variant.products * outputs * inputs * g.groups / (CORE_FLOPS[problem.dtype] * share)
+    vector = 64 // itemsize
+    vectors = g.groups * (-(-inputs // vector) + -(-outputs // vector)) * tiles
+    transforms = vectors * (TRANSFORM_SECONDS * variant.products + TRANSPOSE_SECONDS * variant.outputs)
+    weights = variant.products * outputs * inputs * g.groups * itemsize / WEIGHT_BYTES
+    if not problem.prepared:
+        weights += variant.products * outputs * inputs * g.groups * itemsize / PACKED_BYTES
+    work = arithmetic + transforms + weights + problem.bytes / CORE_BYTES
+    return CALL_SECONDS + work / (threads if work > WORTH_THREADS else 1)
 
 
 def pool_seconds(problem: PoolProblem, threads: int) -> float:

@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import measurements
 from .autograd import array_module
+from .kernels.geometry import hashed_once
+from .pooled import ready_pools
 from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
 
@@ -40,6 +43,7 @@ class SlowPathWarning(UserWarning):
 # --------------------------------------------------------------------------------------------------------- options
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Options:
     """What :func:`options` sets; None leaves the default."""
@@ -165,6 +169,14 @@ def get_num_threads() -> int:
     return _current.options.num_threads or _num_threads or _default_threads()
 
 
+def default_threads() -> int:
+    """How many threads a call may use that chooses by the default options; 0 where other options are in force, or
+    :func:`explain` is looking."""
+    if _current.options is not _Current.options or _current.probing:
+        return 0
+    return _num_threads or _default_threads()
+
+
 @lru_cache(maxsize=1)
 def _default_threads() -> int:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -254,11 +266,13 @@ def _limits(row: Row, problem: Problem, chosen: Options, workspace: int, bound: 
 
 
 def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> Candidate:
-    """The able row with the least predicted time; the reference only where nothing else is able.
+    """The able row that was measured to be fastest, else the one with the least predicted time.
+
+    The reference is taken only where nothing else is able.
 
     >>> from fastconv.problem import conv_problem
     >>> choose(conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3))).algorithm
-    'direct'
+    'winograd_f4x4_3x3'
 
     Raises
     ------
@@ -268,8 +282,9 @@ def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> C
     able = [c for c in rows if c.able]
     if not able:
         _raise_unable(problem, rows, chosen)
-    fast = [c for c in able if c.row.family != "reference"]
-    return min(fast or able, key=lambda c: c.seconds)
+    fast = [c for c in able if c.row.family != "reference"] or able
+    predicted = min(fast, key=lambda c: c.seconds)
+    return measurements.prefer(problem, threads, fast, predicted, chosen.deterministic)
 
 
 _choose_cached = lru_cache(maxsize=CACHED_CHOICES)(choose)
@@ -293,7 +308,7 @@ class _Probed(BaseException):
         self.explanation = explanation
 
 
-def select(problem: Problem, algorithm: str = "auto", op: str = "") -> Candidate:
+def select(problem: Problem, algorithm: str = "auto", op: str = "", *, warn: bool = True) -> Candidate:
     """:func:`choose` under this thread's options; ``algorithm`` overrides them. Warns when it ends at the reference.
 
     ``op`` is the function's public name, for the error about an unknown algorithm.
@@ -306,10 +321,36 @@ def select(problem: Problem, algorithm: str = "auto", op: str = "") -> Candidate
     if _current.probing:
         raise _Probed(_explain(problem, chosen, threads))
     choice = _choose_cached(problem, chosen, threads)
-    if choice.row.family == "reference" and chosen.algorithm != "reference":
+    if warn and choice.row.family == "reference" and chosen.algorithm != "reference":
         message = f"only the float64 reference can run this within the limits set: {problem}"
         warnings.warn(message, SlowPathWarning, stacklevel=5)
     return choice
+
+
+class Settled(NamedTuple):
+    """What a call works out before it looks at data."""
+
+    problem: Any
+    choice: Candidate
+
+
+def settle(builder: Callable[..., Any], op: str, algorithm: str, *arguments: Any, **keywords: Any) -> Settled:
+    """The problem that ``builder`` makes of these arguments, whose equality must mean that they are the same, and
+    :func:`select`'s choice: one look into a cache. What warns or raises is never kept."""
+    if _current.probing:
+        return _settle(_current.options, 0, builder, op, algorithm, *arguments, **keywords)
+    settled = _settle_cached(_current.options, get_num_threads(), builder, op, algorithm, *arguments, **keywords)
+    if settled.choice.row.family == "reference":
+        select(settled.problem, algorithm, op)  # warns
+    return settled
+
+
+def _settle(
+    chosen: Options, threads: int, builder: Callable[..., Any], op: str, algorithm: str, *arguments: Any,
+    **keywords: Any,
+) -> Settled:  # fmt: skip
+    problem = builder(op, *arguments, **keywords)
+    return Settled(problem, select(problem, algorithm, op, warn=False))
 
 
 def _explain(problem: Problem, chosen: Options, threads: int) -> Explanation:
@@ -321,6 +362,8 @@ def _explain(problem: Problem, chosen: Options, threads: int) -> Explanation:
         reason = "nothing else is able"
     elif (ranked := sum(c.able and c.row.family != "reference" for c in rows)) == 1:
         reason = "the only kernel able"
+    elif not chosen.deterministic and (measured := measurements.reason(problem, threads, best.algorithm)):
+        reason = measured
     else:
         reason = f"least predicted time of {ranked} kernels, {threads} thread{'s' * (threads > 1)}"
     return Explanation(problem, rows, best.algorithm, reason)
@@ -333,7 +376,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     >>> x, w = np.ones((1, 64, 28, 28), np.float32), np.ones((64, 64, 3, 3), np.float32)
     >>> why = fastconv.explain(fastconv.conv2d, x, w, padding=1)
     >>> why.chosen, why.chosen in [row.algorithm for row in why.rows if row.able]
-    ('direct', True)
+    ('winograd_f4x4_3x3', True)
 
     Parameters
     ----------
@@ -413,6 +456,8 @@ def execute(
 
 # ---------------------------------------------------------------------------------------------------------- caches
 
+_settle_cached = lru_cache(maxsize=CACHED_CHOICES, typed=True)(_settle)  # typed: True is not 1
+
 
 @lru_cache(maxsize=CACHED_CHOICES, typed=True)  # typed: True is not 1
 def cached_problem(builder: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
@@ -437,7 +482,7 @@ def cache_info() -> CacheInfo:
     >>> fastconv.cache_clear(); fastconv.cache_info().choices
     0
     """
-    problems = cached_problem.cache_info().currsize
+    problems = cached_problem.cache_info().currsize + _settle_cached.cache_info().currsize
     return CacheInfo(problems, _choose_cached.cache_info().currsize, CACHED_CHOICES, _workspace.buffer.size)
 
 
@@ -446,5 +491,7 @@ def cache_clear() -> None:
     global _generation
     _generation += 1
     cached_problem.cache_clear()
+    _settle_cached.cache_clear()
     _choose_cached.cache_clear()
+    ready_pools.clear()
     _workspace.get(0, _generation)

@@ -7,16 +7,16 @@ serves many threads.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from . import call
-from .arrays import as_dtype, check_out, device_of, float_dtype, intake, same_kind
+from .arrays import as_dtype, device_of, float_dtype, intake, same_kind
 from .autograd import Tensor, array_module, is_grad_enabled
 from .dispatch import (
     Candidate,
     Explanation,
     Workspace,
-    execute,
     explain,
     get_num_threads,
     select,
@@ -40,14 +40,21 @@ class ConvPlan:
         self._choice: Candidate = select(problem, algorithm, lay.op)
         self._bias = None if bias is None else bias.copy()
         prepare = self._choice.row.prepare
-        self._packed = resolve(prepare)(problem.geometry, w) if prepare else None
-        self._w = None if self._packed is not None else w.copy()
-        self._threads = get_num_threads()
+        g = problem.geometry
+        packed = resolve(prepare)(g, w) if prepare else None
+        self._w = None if packed is not None else w.copy()
         self._workspace = Workspace()
         self._like = array_module(w).empty(0, w.dtype)
-        g = problem.geometry
+        self._on_cpu = problem.device == "cpu"
+        keywords: dict[str, Any] = {"threads": get_num_threads()} if self._on_cpu else {}
+        kernel = resolve(self._choice.row.target)
+        self._kernel = partial(kernel, g, activation=problem.activation, packed=packed, **keywords)
         transposed = problem.direction == "grad_input"
-        self._input, self._output = (g.output_shape, g.input_shape) if transposed else (g.input_shape, g.output_shape)
+        self._output = g.input_shape if transposed else g.output_shape
+        self.input_shape: Sizes = lay.seen(g.output_shape if transposed else g.input_shape)
+        """The shape of x, as the layout shows it."""
+        self.output_shape: Sizes = lay.seen(self._output)
+        """The shape of the result, as the layout shows it."""
 
     @property
     def algorithm(self) -> str:
@@ -58,16 +65,6 @@ class ConvPlan:
     def workspace_bytes(self) -> int:
         """Scratch memory of one call, in bytes; each calling thread keeps its own."""
         return self._choice.workspace_bytes
-
-    @property
-    def input_shape(self) -> Sizes:
-        """The shape of x, as the layout shows it."""
-        return self._layout.seen(self._input)
-
-    @property
-    def output_shape(self) -> Sizes:
-        """The shape of the result, as the layout shows it."""
-        return self._layout.seen(self._output)
 
     def explain(self) -> Explanation:
         """Why this kernel was chosen, as :func:`fastconv.explain` says it."""
@@ -98,13 +95,12 @@ class ConvPlan:
                     f"{lay.op}: residual must have the output's shape {self.output_shape}, got {residual.shape}"
                 )
             other = lay.view("residual", residual)
-        if out is not None:
-            check_out(lay.op, out, x, self.output_shape)
         output = call.Output(lay, out, x, self._output, x, residual)
-        execute(
-            self._choice, self.problem, view, self._w, self._bias, other, output.target, workspace=self._workspace,
-            threads=self._threads, activation=self.problem.activation, packed=self._packed,
-        )  # fmt: skip
+        if self._on_cpu:
+            workspace = self._workspace.get(self._choice.workspace_bytes)
+            self._kernel(view, self._w, self._bias, other, output.target, workspace=workspace)
+        else:
+            self._kernel(view, self._w, self._bias, other, output.target)
         return output.result()
 
     def _call_tensor(self, x: Any, residual: Any, out: Any) -> Tensor:
@@ -138,7 +134,7 @@ def _plan(
     shape = lay.logical("x_shape", x_shape)
     problem = call.build(
         build, op, rank, shape, w.shape, bias_shape=None if bias is None else bias.shape, dtype=w.dtype.name,
-        layout=lay.name, device=device_of(w), **parameters,
+        layout=lay.name, device=device_of(w), prepared=True, **parameters,
     )  # fmt: skip
     return ConvPlan(lay, problem, w, bias, algorithm, explain(select, problem, algorithm, op))
 

@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,6 +24,7 @@ from .kernels.geometry import (
     PoolGeometry,
     Sizes,
     conv_transpose_output_size,
+    hashed_once,
     pool_output_size,
     same_padding,
     span,
@@ -38,9 +40,12 @@ Padding = int | str | Sequence[int | Sequence[int]]
 IntOrSequence = int | Sequence[int]
 
 
+@hashed_once
 @dataclass(frozen=True)
 class ConvProblem:
     """One direction of one convolution. ``grad_input`` with an epilogue is the transposed convolution.
+
+    ``prepared`` says that the weights are packed beforehand, as a plan does: what is cheapest may depend on it.
 
     >>> from fastconv.kernels.geometry import ConvGeometry
     >>> g = ConvGeometry(1, 64, 64, (56, 56), (3, 3), (1, 1), ((1, 1), (1, 1)))
@@ -56,6 +61,7 @@ class ConvProblem:
     bias: bool = False
     residual: bool = False
     activation: str | None = None
+    prepared: bool = False
 
     op = "conv"
 
@@ -91,6 +97,7 @@ class ConvProblem:
                 f", groups {g.groups}" if g.groups != 1 else "",
                 f", {g.padding_mode} padding" if g.padding_mode != "zeros" else "",
                 f", {self.activation}" if self.activation else "",
+                ", prepared" if self.prepared else "",
             ]
         )
         return (
@@ -100,6 +107,7 @@ class ConvProblem:
         )
 
 
+@hashed_once
 @dataclass(frozen=True)
 class PoolProblem:
     """One direction of one pooling (``op`` is max_pool, min_pool, avg_pool, lp_pool or max_unpool)."""
@@ -166,6 +174,7 @@ def _show_pads(padding: Pads) -> str:
 # ---------------------------------------------------------------------------------------------- building: arguments
 
 
+@lru_cache(maxsize=64)
 def normalize_layout(op: str, rank: int, layout: str | None) -> str:
     """``"channels_first"`` or ``"channels_last"`` from any of a layout's names."""
     first, last = LAYOUTS[rank]
@@ -281,7 +290,7 @@ def conv_problem(
     op: str, rank: int, x_shape: Sizes, w_shape: Sizes, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: Any = 1, padding_mode: str = "zeros", activation: str | None = None, bias_shape: Sizes | None = None,
     residual_shape: Sizes | bool | None = None, direction: str = "forward", dtype: str = "float32",
-    layout: str = "channels_first", device: str = "cpu",
+    layout: str = "channels_first", device: str = "cpu", prepared: bool = False,
 ) -> ConvProblem:  # fmt: skip
     """The problem of ``conv{rank}d``; ``x_shape`` is (N, C, *spatial), ``w_shape`` (K, C/groups, *kernel).
     ``residual_shape`` True stands for the output's own shape.
@@ -342,14 +351,16 @@ def conv_problem(
             f"{residual_shape}"
         )
     return ConvProblem(
-        geometry, direction, dtype, layout, device, bias_shape is not None, residual_shape is not None, activation
-    )
+        geometry, direction, dtype, layout, device, bias_shape is not None, residual_shape is not None, activation,
+        prepared,
+    )  # fmt: skip
 
 
 def conv_transpose_problem(
     op: str, rank: int, x_shape: Sizes, w_shape: Sizes, *, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     dilation: Any = 1, groups: Any = 1, activation: str | None = None, bias_shape: Sizes | None = None,
     direction: str = "grad_input", dtype: str = "float32", layout: str = "channels_first", device: str = "cpu",
+    prepared: bool = False,
 ) -> ConvProblem:  # fmt: skip
     """The problem of ``conv_transpose{rank}d``: the input gradient of the convolution that it transposes.
 
@@ -402,7 +413,8 @@ def conv_transpose_problem(
     geometry = ConvGeometry(batch, filters, channels, out, taps, strides, trimmed, dilations, n_groups)
     _too_large(op, "the output", geometry.input_shape)
     _check_bias(op, bias_shape, filters, "output channel")
-    return ConvProblem(geometry, direction, dtype, layout, device, bias_shape is not None, False, activation)
+    bias = bias_shape is not None
+    return ConvProblem(geometry, direction, dtype, layout, device, bias, False, activation, prepared)
 
 
 def _groups(op: str, groups: Any) -> int:

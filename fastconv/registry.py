@@ -15,14 +15,26 @@ mostly cancel, and their root mean square grows as √n. Every row states both, 
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from operator import attrgetter
 from typing import Any
 
-from .costs import direct_seconds, im2col_seconds, planar_seconds, pool_seconds, reference_seconds
-from .problem import ITEMSIZE, PoolProblem, Problem
+from .costs import (
+    bfloat16_seconds,
+    depthwise_seconds,
+    direct_seconds,
+    im2col_seconds,
+    planar_seconds,
+    pool_seconds,
+    reference_seconds,
+    winograd_seconds,
+)
+from .kernels.winograd_matrices import VARIANTS, Variant
+from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
 Predicate = Callable[[Any], str | None]
 
@@ -33,7 +45,10 @@ UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, 
 class Row:
     """One kernel: what it computes, where it lives, when it can run, and what it costs.
 
-    Variants of one algorithm share a ``family``; left out, it is the algorithm's own name.
+    Variants of one algorithm share a ``family``; left out, it is the algorithm's own name. An algorithm that computes
+    outputs by tiles from common intermediate numbers names the ``tile``, its outputs along the last axes: ``bound`` is
+    then relative to the neighbourhood of an output (see :func:`winograd_bound`). Its integers are exact in float64
+    where the weights are multiples of ``integer_scale``, and only there.
     """
 
     op: str
@@ -52,6 +67,8 @@ class Row:
     family: str = ""
     deterministic: bool = True
     precision: str = "ieee"
+    tile: tuple[int, ...] = ()
+    integer_scale: int = 1
 
     def __post_init__(self) -> None:
         if not self.family:
@@ -76,13 +93,13 @@ class Row:
 
 @cache  # bounded by the table
 def resolve(target: str) -> Callable[..., Any]:
-    """The function a ``module:function`` string names.
+    """The function a ``module:function`` string names; ``module:variant.function`` where a module has variants.
 
     >>> resolve("fastconv.kernels.reference:forward").__name__
     'forward'
     """
     module, function = target.split(":")
-    kernel: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    kernel: Callable[..., Any] = attrgetter(function)(importlib.import_module(module))
     return kernel
 
 
@@ -122,10 +139,49 @@ def float64_bound(problem: Problem) -> float:
     return gamma(problem.reduction + 2, UNIT_ROUNDOFF["float64"]) + UNIT_ROUNDOFF[problem.dtype]
 
 
+def winograd_bound(variant: Variant, problem: Problem) -> float:
+    """Winograd's, relative to the neighbourhood of an output:
+
+        |y - y64| <= gamma(C + d) * |A'| ((|G||w|) ⊙ (|B'||x|)), summed over C channels; d: roundings in A', B', G
+                  <= gamma(C + d) * amplification * (every |w| of the kernel times every |x| of the tile, summed)
+
+    Stated for the C * taps products of the sum, as the other rows' bounds are, which is a little more: divided by
+    direct's bound it is then the amplification, for any number of channels.
+    """
+    return variant.amplification * gamma(problem.reduction + variant.depth, UNIT_ROUNDOFF[problem.dtype])
+
+
+def winograd_typical(variant: Variant, problem: Problem) -> float:
+    """Root mean square error relative to |w| ⊛ |x|, of random numbers.
+
+    Transforms round a tile about ``depth`` times, sums over the channels round partial sums; both are ``spread`` times
+    larger than in a plain sum. What the transforms lose averages out over channels, and |w| ⊛ |x| grows as the number
+    of taps where the numbers themselves grow as its root.
+    """
+    channels = problem.reduction / variant.taps
+    return (
+        0.5 * UNIT_ROUNDOFF[problem.dtype] * variant.spread * math.sqrt((1 + variant.depth / channels) / variant.taps)
+    )
+
+
 # -------------------------------------------------------------------------------------------------- when rows refuse
 
 
 def always(problem: Problem) -> str | None:
+    return None
+
+
+def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
+    g = problem.geometry
+    kernel = (1, *g.kernel_size)[-2:]
+    if g.rank > 2:
+        return "has tiles of one and two dimensions, not three"
+    if any(s != 1 for s in g.stride):
+        return f"computes stride 1, not {g.stride}"
+    if any(d != 1 for d, k in zip(g.dilation, g.kernel_size, strict=True) if k > 1):
+        return f"computes dilation 1, not {g.dilation}"
+    if kernel != variant.kernel:
+        return f"computes kernels {variant.kernel}, not {kernel}"
     return None
 
 
@@ -135,38 +191,87 @@ def _plane_too_large(problem: PoolProblem) -> str | None:
     return None if plane < 2**31 else f"counts positions in 32 bits, a plane has {plane} elements"
 
 
+def is_pointwise(problem: ConvProblem) -> str | None:
+    return None if not_pointwise(problem) else "is called pointwise where the kernel is 1x1"
+
+
+def not_pointwise(problem: ConvProblem) -> str | None:
+    kernel = problem.geometry.kernel_size
+    return None if max(kernel) == 1 else f"computes 1x1 kernels, not {kernel}"
+
+
+NARROW_GROUP = 16  # channels: wider groups fill the tiles of a matrix product
+
+
+def not_narrow(problem: ConvProblem) -> str | None:
+    g = problem.geometry
+    inputs = (g.out_channels if problem.direction == "grad_input" else g.in_channels) // g.groups
+    if g.groups > 1 and inputs <= NARROW_GROUP:
+        return None
+    count = "is 1 group" if g.groups == 1 else f"are {g.groups} groups"
+    return f"is for groups of at most {NARROW_GROUP} channels, here there {count} of {inputs}"
+
+
+def no_bfloat16_products(problem: ConvProblem) -> str | None:
+    if problem.direction == "grad_input" and problem.geometry.padding_mode != "zeros":
+        return "folds no padded gradient, which would have to be held in float32"
+    reason: str | None = resolve(f"{CPU}bfloat16:unavailable")()
+    return reason
+
+
 # ---------------------------------------------------------------------------------------------------------- the table
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 CPU = "fastconv.kernels.cpu."
 REFERENCE = "fastconv.kernels.reference:"
 
-
 CORRELATIONS = ("forward", "grad_input")
 
 
 def _conv(
-    algorithm: str, summary: str, seconds: Callable[[Any, int], float],
-    directions: tuple[str, ...] = (*CORRELATIONS, "grad_weight"), why_not: Predicate = always, family: str = "",
+    algorithm: str, summary: str, seconds: Callable[[Any, int], float], *, workspace: str,
+    directions: tuple[str, ...] = CORRELATIONS, module: str = "", variant: str = "", **more: Any,
 ) -> Iterator[Row]:  # fmt: skip
-    """A CPU convolution, a row a direction; ``module:direction`` computes, ``pack_direction`` prepares weights."""
+    """A CPU convolution, a row a direction.
+
+    ``module:direction`` computes, ``module:pack_direction`` prepares weights; a ``variant`` is an object of the module
+    that has them. ``workspace`` is completed with the direction. ``more`` are further fields of the row.
+    """
+    home = f"{CPU}{module or algorithm}:{variant and variant + '.'}"
+    fields: dict[str, Any] = {"dtypes": FLOATS, "why_not": always, "bound": sum_bound, "typical": sum_typical} | more
     for direction in directions:
         yield Row(
             op="conv",
             direction=direction,
             device="cpu",
             algorithm=algorithm,
-            target=f"{CPU}{algorithm}:{direction}",
-            prepare=None if direction == "grad_weight" else f"{CPU}{algorithm}:pack_{direction}",
-            workspace=f"{CPU}blocking:{algorithm}_{direction}_workspace",
+            target=f"{home}{direction}",
+            prepare=None if direction == "grad_weight" else f"{home}pack_{direction}",
+            workspace=CPU + workspace.format(direction),
             summary=summary,
-            dtypes=FLOATS,
-            why_not=why_not,
             seconds=seconds,
-            bound=sum_bound,
-            typical=sum_typical,
-            family=family,
+            **fields,
         )
+
+
+def _winograd(variant: Variant) -> Iterator[Row]:
+    """A variant of Winograd convolution."""
+    m = "x".join(str(outputs) for outputs, taps in (variant.rows, variant.columns) if taps > 1)
+    return _conv(
+        f"winograd_{variant.name}",
+        f"{variant.products} products for {m} outputs of {variant.taps} taps each; stride 1",
+        partial(winograd_seconds, variant),
+        workspace=f"winograd_blocking:{variant.name}.{{}}",
+        module="winograd",
+        variant=variant.name,
+        family="winograd",
+        dtypes=("float32", "float64"),
+        why_not=partial(winograd_why_not, variant),
+        bound=partial(winograd_bound, variant),
+        typical=partial(winograd_typical, variant),
+        tile=(variant.rows[0], variant.columns[0]),
+        integer_scale=variant.denominator,
+    )
 
 
 def _pool(op: str, stem: str, summary: str) -> Iterator[Row]:
@@ -206,9 +311,55 @@ def _reference(op: str, stem: str, *directions: str) -> Iterator[Row]:
 
 
 ROWS: tuple[Row, ...] = (
-    *_conv("direct", "taps of a padded channels-last slab, summed in register tiles", direct_seconds),
-    *_conv("planar", "planes read in place, pixels in the lanes", planar_seconds, CORRELATIONS),
-    *_conv("im2col", "blocks of the im2col matrix times the weights", im2col_seconds),
+    *_conv(
+        "direct",
+        "taps of a padded channels-last slab, summed in register tiles",
+        direct_seconds,
+        workspace="blocking:direct_{}_workspace",
+        directions=(*CORRELATIONS, "grad_weight"),
+    ),
+    *_conv(
+        "im2col",
+        "blocks of the im2col matrix times the weights",
+        im2col_seconds,
+        workspace="blocking:im2col_{}_workspace",
+        directions=(*CORRELATIONS, "grad_weight"),
+    ),
+    *_conv(
+        "direct_planar",
+        "planes read in place, pixels in the lanes",
+        planar_seconds,
+        workspace="blocking:planar_{}_workspace",
+        module="planar",
+        family="direct",
+        why_not=is_pointwise,
+    ),
+    *_conv(
+        "pointwise",
+        "1x1: the matrix product of the weights and the planes as they lie",
+        planar_seconds,
+        workspace="blocking:planar_{}_workspace",
+        module="planar",
+        why_not=not_pointwise,
+    ),
+    *_conv(
+        "depthwise",
+        "windows slide over rows of each channel in place, every vector loaded serves several outputs",
+        depthwise_seconds,
+        workspace="depthwise_plan:{}_workspace",
+        why_not=not_narrow,
+    ),
+    *itertools.chain.from_iterable(map(_winograd, VARIANTS)),
+    *_conv(
+        "direct_bfloat16",
+        "bfloat16 products summed in float32, by AMX or AVX512-BF16",
+        bfloat16_seconds,
+        workspace="bfloat16_blocking:{}_workspace",
+        module="bfloat16",
+        family="direct",
+        dtypes=("bfloat16",),
+        why_not=no_bfloat16_products,
+    ),
     *_pool("max_pool", "max", "running maximum of each window, the first one wins"),
     *_pool("min_pool", "min", "running minimum of each window, the first one wins"),
     *_pool("avg_pool", "avg", "mean of each window"),

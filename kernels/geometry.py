@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,7 +26,36 @@ Pads = tuple[tuple[int, int], ...]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
+T = TypeVar("T")
 
+
+def hashed_once(cls: type[T]) -> type[T]:
+    """A frozen dataclass that computes its hash once: geometries and problems are the keys of every cache.
+
+    >>> @hashed_once
+    ... @dataclass(frozen=True)
+    ... class Point:
+    ...     x: int
+    >>> hash(Point(1)) == hash(Point(1))
+    True
+    """
+    compute = cls.__hash__
+
+    def cached(self: Any) -> int:
+        known: dict[str, Any] = self.__dict__
+        if "_hash" not in known:
+            known["_hash"] = compute(self)
+        return int(known["_hash"])
+
+    def state(self: Any) -> dict[str, Any]:  # hashes of strings differ from process to process
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
+
+    setattr(cls, "__hash__", cached)  # noqa: B010 (mypy allows no assignment to a method)
+    setattr(cls, "__getstate__", state)  # noqa: B010
+    return cls
+
+
+@hashed_once
 @dataclass(frozen=True)
 class ConvGeometry:
     """A convolution's sizes, resolved: what a convolution kernel needs to know besides its arrays.
@@ -91,6 +121,7 @@ class ConvGeometry:
         )  # fmt: skip
 
 
+@hashed_once
 @dataclass(frozen=True)
 class PoolGeometry:
     """A pooling's sizes and parameters, resolved. ``kernel_size`` is empty for adaptive pooling.

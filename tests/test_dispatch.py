@@ -17,6 +17,7 @@ from fastconv.registry import ROWS, Row, sum_bound
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 LAYOUTS = ("channels_first", "channels_last")
 PROBLEM = conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3))
+DEFAULT = "winograd_f4x4_3x3"  # chosen for it without options
 X, W = np.ones((1, 8, 16, 16), np.float32), np.ones((8, 8, 3, 3), np.float32)
 
 
@@ -67,7 +68,7 @@ def test_forcing_takes_families_and_refuses_with_the_reason(monkeypatch):
     )
     with pytest.raises(ValueError, match=r"no kernel can run this .*im2col: it is Sunday"):
         choose(PROBLEM, Options(algorithm="im2col"))
-    assert choose(PROBLEM).algorithm == "direct"
+    assert choose(PROBLEM).algorithm == DEFAULT
 
 
 def make_row(**changes) -> Row:
@@ -102,7 +103,7 @@ def test_max_error_is_in_multiples_of_direct(with_row):
 
 def test_the_default_error_limit_binds_automatic_choice_only(with_row):
     with_row(make_row(seconds=lambda p, t: 0.0, bound=lambda p: 1e6 * sum_bound(p)))
-    assert choose(PROBLEM).algorithm == "direct"
+    assert choose(PROBLEM).algorithm == DEFAULT
     assert choose(PROBLEM, Options(algorithm="test")).algorithm == "test"
     with pytest.raises(ValueError, match=r"its error bound is 1e\+06 times direct's, max_error=10"):
         choose(PROBLEM, Options(algorithm="test", max_error=10))
@@ -110,12 +111,29 @@ def test_the_default_error_limit_binds_automatic_choice_only(with_row):
 
 def test_workspace_limit_determinism_and_precision(with_row):
     with_row(make_row(seconds=lambda p, t: 0.0, deterministic=False, precision="tf32"))
-    assert choose(PROBLEM).algorithm == "direct"
+    assert choose(PROBLEM).algorithm == DEFAULT
     assert choose(PROBLEM, Options(precision="tf32")).algorithm == "test"
-    assert choose(PROBLEM, Options(precision="tf32", deterministic=True)).algorithm == "direct"
+    assert choose(PROBLEM, Options(precision="tf32", deterministic=True)).algorithm == DEFAULT
     with pytest.raises(ValueError, match=r"direct: needs \d+ bytes of workspace, workspace_limit=0"):
         choose(PROBLEM, Options(algorithm="direct", workspace_limit=0))
     assert choose(PROBLEM, Options(workspace_limit=0)).algorithm == "reference"
+
+
+def test_the_default_error_limit_admits_small_winograd_tiles_only():
+    limited = Options()
+    for problem in (PROBLEM, conv_problem("conv2d", 2, (1, 512, 14, 14), (512, 512, 3, 3))):
+        able = {c.algorithm: c.able for c in dispatch.candidates(problem, limited, 1)}
+        assert able["winograd_f2x2_3x3"]
+        assert able["winograd_f4x4_3x3"]
+        assert not able["winograd_f6x6_3x3"]
+        wider = {c.algorithm: c.able for c in dispatch.candidates(problem, Options(max_error=1000), 1)}
+        assert wider["winograd_f6x6_3x3"]
+        exact = {c.algorithm for c in dispatch.candidates(problem, Options(max_error=1), 1) if c.able}
+        assert exact == {"direct", "im2col", "reference"}
+    assert choose(PROBLEM, Options(algorithm="winograd_f6x6_3x3")).algorithm == "winograd_f6x6_3x3"
+    strided = conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3), stride=2)
+    with pytest.raises(ValueError, match=r"winograd_f4x4_3x3: computes stride 1, not \(2, 2\)"):
+        choose(strided, Options(algorithm="winograd"))
 
 
 def test_a_slow_path_warns():

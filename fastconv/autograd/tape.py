@@ -54,6 +54,8 @@ def array_module(*values: Any) -> ModuleType:
     CuPy is never imported here: where a CuPy array exists, it already is.
     """
     for value in values:
+        if type(value) is np.ndarray:
+            continue
         if isinstance(value, Variable):
             value = value.data
         if type(value).__module__.partition(".")[0] == "cupy":

@@ -5,7 +5,8 @@ With β the row's bound, y64 the float64 reference and "magnitude" the reference
     |y - y64| <= β · magnitude            every element          (assert_matches)
     rms((y - y64) / magnitude) <= 3 · typical                    (assert_rms)
 
-and on small integers the result must be equal wherever the sums are exact.
+and on small integers the result must be equal wherever the sums are exact. Where a row computes by tiles the bound
+is relative to a wider magnitude, ``neighbourhood``, and the root mean square error is not.
 
 An activation passes on the error of its argument times its largest slope (``SLOPES``) and rounds its own value, so the
 magnitude becomes slope · magnitude + |y64|. Powers and roots of Lp pooling: see ``_lp_factor``.
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ..kernels import reference
-from ..kernels.geometry import Sizes
+from ..kernels.geometry import ConvGeometry, Sizes, source_indices
 from ..problem import ConvProblem, PoolProblem, Problem
 from ..registry import Row, resolve
 from .checks import Array, assert_matches, assert_rms, dtype_of, integers
@@ -54,6 +56,7 @@ class Expected:
     magnitude: Array
     exact: bool
     indices: Array | None = None
+    neighbourhood: Array | None = None  # what the bound is relative to, where that is not the magnitude
 
 
 def check_row(
@@ -111,6 +114,14 @@ class _Draw:
         data.flags.writeable = False
         return data
 
+    def weights(self, shape: Sizes, integer_scale: int) -> Array:
+        """Random numbers in C order; integers only multiples of ``integer_scale``."""
+        data = self.plain(shape)
+        if self.integers and integer_scale > 1 and self.dtype == np.float64:
+            data = data * integer_scale
+            data.flags.writeable = False
+        return data
+
     def image(self, shape: Sizes, low: int = -4) -> Array:
         """Random numbers in the problem's layout, viewed channels first."""
         return self.laid(self.plain(shape, low))
@@ -148,15 +159,26 @@ def _check_conv(row: Row, problem: ConvProblem, draw: _Draw, threads: int) -> No
         given, shape = (g.input_shape, g.output_shape) if forward else (g.output_shape, g.input_shape)
         bias = draw.plain(shape[1:2]) if problem.bias else None
         residual = draw.image(shape) if problem.residual else None
-        operands = [draw.image(given), draw.plain(g.weight_shape), bias, residual]
+        operands = [draw.image(given), draw.weights(g.weight_shape, row.integer_scale), bias, residual]
         out = draw.unwritten(shape)
         epilogue = {"activation": problem.activation}
     truth, size = np.empty(shape), np.empty(shape)
     oracle(g, *operands, truth, **epilogue)
-    oracle(g, *(None if a is None else np.abs(a.astype(np.float64)) for a in operands), size)
+    positive = [None if a is None else np.abs(a.astype(np.float64)) for a in operands]
+    oracle(g, *positive, size)
+    exact = draw.integers and problem.activation in EXACT_ACTIVATIONS
+    around = None
+    if row.tile:
+        exact = exact and problem.dtype == "float64"
+        around = neighbourhood(g, row.direction, positive[0], positive[1], row.tile)
+        for addend, axes in ((positive[2], (-1, *(1,) * g.rank)), (positive[3], shape)):
+            around += 0 if addend is None else addend.reshape(axes)
+        if size.size:  # outputs in a corner sum few products themselves, but have the errors of their tile
+            size = np.broadcast_to(size.max(tuple(range(2, size.ndim)), keepdims=True), shape)
     if problem.activation is not None:
         size = SLOPES[problem.activation] * size + np.abs(truth)
-    expected = Expected(truth, size, draw.integers and problem.activation in EXACT_ACTIVATIONS)
+        around = None if around is None else SLOPES[problem.activation] * around + np.abs(truth)
+    expected = Expected(truth, size, exact, neighbourhood=around)
 
     kernel = resolve(row.target)
     workspace = _poisoned(row.workspace_bytes(problem, threads))
@@ -172,6 +194,37 @@ def _check_conv(row: Row, problem: ConvProblem, draw: _Draw, threads: int) -> No
         )
         _hold(row, problem, ", prepared", out, expected)
     _untouched(row, problem, operands, before)
+
+
+def neighbourhood(g: ConvGeometry, direction: str, data: Array, w: Array, tile: Sizes) -> Array:
+    """Every weight of an output's kernel times every input that a tile around the output may hold, summed; all >= 0.
+
+    Tiles of m outputs and kernels of r taps (stride 1) may lie anywhere around output o, so its tile's inputs are among
+    o - (m - 1) ... o + m - 1 + r - 1 of the padded input: a box of 2m + r - 2. For an input gradient the padded
+    input's gradient at i depends on dy around i - (r - 1) ... i likewise, and is then folded back.
+    """
+    outputs = tile[-g.rank :]
+    sources = [source_indices(n, *pads, g.padding_mode) for n, pads in zip(g.input_size, g.padding, strict=True)]
+    forward = direction == "forward"
+    for axis, (m, r, source) in enumerate(zip(outputs, g.kernel_size, sources, strict=True), 2):
+        if forward:
+            data = np.take(data, source, axis) * (source >= 0).reshape((-1,) + (1,) * (data.ndim - axis - 1))
+        wide = m - 1 if forward else m + r - 2
+        data = np.pad(data, [(wide, wide) if a == axis else (0, 0) for a in range(data.ndim)])
+        data = sliding_window_view(data, 2 * m + r - 2, axis).sum(-1)
+    groups = g.groups
+    sums = w.reshape(groups, g.out_channels // groups, g.in_channels // groups, -1).sum(-1)
+    given, made = (g.in_channels, g.out_channels) if forward else (g.out_channels, g.in_channels)
+    split = data.reshape(g.batch, groups, given // groups, math.prod(data.shape[2:]))
+    around = np.einsum("gkc,ngcp->ngkp" if forward else "gkc,ngkp->ngcp", sums, split)
+    around = around.reshape(g.batch, made, *data.shape[2:])
+    if forward:
+        return around
+    for axis, (source, n) in enumerate(zip(sources, g.input_size, strict=True), 2):
+        folded = np.zeros((n, *np.delete(around.shape, axis)))
+        np.add.at(folded, source[source >= 0], np.moveaxis(around, axis, 0)[source >= 0])
+        around = np.moveaxis(folded, 0, axis)
+    return around
 
 
 def _poisoned(nbytes: int) -> Array:
@@ -274,7 +327,8 @@ def _hold(row: Row, problem: Problem, how: str, out: Array, expected: Expected) 
         rounded = expected.values.astype(out.dtype).astype(np.float64)  # a 16-bit result is rounded once, from exact
         assert_matches(out, rounded, bound=0, magnitude=expected.magnitude, what=what)
         return
-    assert_matches(out, expected.values, bound=row.bound(problem), magnitude=expected.magnitude, what=what)
+    around = expected.magnitude if expected.neighbourhood is None else expected.neighbourhood
+    assert_matches(out, expected.values, bound=row.bound(problem), magnitude=around, what=what)
     assert_rms(out, expected.values, typical=row.typical(problem), magnitude=expected.magnitude, what=what)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,26 @@ KIND = {np.dtype(t): t(0) for t in (np.float32, np.float64)}
 """A number of each dtype: what tells a compiled kernel its element type (all data are passed by address)."""
 
 
-def address(array: np.ndarray) -> int:
+def _from_interface(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
+
+
+def _from_object(array: np.ndarray) -> int:
+    return ctypes.c_size_t.from_address(id(array) + object.__basicsize__).value
+
+
+def _fastest() -> Callable[[np.ndarray], int]:
+    """A call of a small convolution needs six addresses, 0.9 µs each by NumPy's dictionary. In CPython the data pointer
+    is the first field of the array object (PyArrayObject in NumPy's C API), 0.2 µs away."""
+    if sys.implementation.name == "cpython":
+        samples = [np.arange(3.0), np.zeros((2, 3), np.float32)[1:, ::-1]]
+        if all(_from_object(a) == _from_interface(a) for a in samples):
+            return _from_object
+    return _from_interface
+
+
+address = _fastest()
+"""``address(array)``: where its first element lies."""
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -61,6 +81,9 @@ def computable(w: np.ndarray) -> np.ndarray:
 
 
 def bias_row(bias: np.ndarray | None) -> np.ndarray | None:
+    """The bias as the kernels read it: contiguous, and float32 where it has 16 bits."""
+    if bias is not None and bias.dtype.itemsize == 2:
+        return bias.astype(np.float32)
     if bias is None or (bias.flags.c_contiguous and bias.flags.aligned):
         return bias
     return np.require(bias, requirements=["C", "A"])

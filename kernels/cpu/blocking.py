@@ -34,6 +34,7 @@ MAX_LANE_OUTPUTS = 4  # a group: with 8, dense tiles a quarter full (45 GFLOP/s)
 PANEL_PIXELS = 192  # of an im2col block
 PANEL_DEPTH = 384  # rows of an im2col block (input channels x taps)
 THREAD_WORK = 1 << 19  # multiply-adds that pay for another thread: about 6 µs, fork and join cost 1.5 to 10
+MOVED_WORK = 8  # multiply-adds in the time of an element read or written: what a depthwise layer's time is
 LINE_BYTES = 64
 ALIASED_BYTES = 512  # positions this far apart, or a multiple, crowd into few sets of the L1 cache
 FOLD_BYTES = 8 << 20  # of padded gradient held at once where padding is not zeros
@@ -126,7 +127,9 @@ class Correlation:
 
     def useful_threads(self, threads: int) -> int:
         """At most ``threads``; fewer where the work would not repay them."""
-        work = self.pixels * self.out_channels * self.taps * self.group_inputs
+        moved = self.batch * self.in_channels * math.prod(axis.source.size for axis in self.axes)
+        moved += self.pixels * self.out_channels
+        work = self.pixels * self.out_channels * self.taps * self.group_inputs + MOVED_WORK * moved
         return max(1, min(threads, work // THREAD_WORK))
 
     @cached_property

@@ -467,3 +467,9 @@ def keep_whole(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+def fuses_multiply_add() -> bool:
+    """Whether the target multiplies and adds in one instruction."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return triple.startswith(("aarch64", "arm64")) or not {"+fma", "+avx512f"}.isdisjoint(features.split(","))

@@ -1,0 +1,428 @@
+"""Winograd convolution: F(m, r) of ``winograd_matrices`` on tiles of the image, stride 1."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
+
+from ..winograd_matrices import VARIANTS, Variant
+from .arrays import KIND, Workspace, address, aligned_empty
+from .blocking import Correlation, progressions
+from .bound import Bound
+from .compile import jit
+from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
+from .gemm import gather, transpose, zero
+from .panels import multiply_panel
+from .phases import EntryPoints, entry_points
+from .simd import TILE_ROWS, columns, copy, load, pointer, shift, store, unpack, vector_lanes
+from .weights import _tap_step
+from .winograd_blocking import PACK_CHANNELS, plan
+from .winograd_transforms import compiled, input_tiles, output_tiles, transform, weight_tiles
+
+
+class Layout(NamedTuple):
+    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
+
+    x: int
+    x_n: int
+    x_c: int
+    x_d: int
+    x_h: int
+    x_w: int
+    out: int
+    out_n: int
+    out_c: int
+    out_d: int
+    out_h: int
+    out_w: int
+    residual: int  # 0: none
+    residual_n: int
+    residual_c: int
+    residual_d: int
+    residual_h: int
+    residual_w: int
+    bias: int  # 0: none
+    activation: int
+    weights: int  # transformed
+    scratch: int  # thread t's begins at scratch + t * thread_bytes
+    # from here on the same in every call with this geometry
+    thread_bytes: int
+    slab_bytes: int
+    v_bytes: int
+    m_bytes: int
+    rows_bytes: int
+    turned_bytes: int
+    vectors_bytes: int
+    source_h: int
+    segments: int
+    segment_count: int
+    transform_input: int  # addresses of code
+    transform_output: int
+    tile_h: int  # outputs of a tile
+    tile_w: int
+    overlap_h: int  # inputs that it shares with the next
+    overlap_w: int
+    products: int
+    batch: int
+    groups: int
+    group_inputs: int
+    group_outputs: int
+    out_height: int
+    out_width: int
+    tile_rows: int
+    tile_columns: int
+    strip: int  # tile columns of a strip
+    blocks: int  # of consecutive tiles
+    k_parts: int
+    k_group: int
+    k_blocks: int
+    slab_columns: int
+    v_tile: int
+    v_xi: int
+    m_tile: int
+    m_xi: int
+    itemsize: int
+
+
+_FIELDS = len(Layout._fields)
+
+
+@jit(inline=True)
+def fill_row(g, lanes, table, source, inside, target, first_column, columns, channels):
+    """One slab row of a vector of channels from padded column ``first_column``; zeros where not ``inside``."""
+    if not inside or channels < lanes:
+        zero(target, columns * lanes)
+    if not inside:
+        return
+    segments = pointer(g.segments, table)
+    for i in range(0, 4 * g.segment_count, 4):
+        start, first, step = load(segments, i), load(segments, i + 1), load(segments, i + 2)
+        begin = max(start, first_column)
+        n = min(start + load(segments, i + 3), first_column + columns) - begin
+        if n <= 0:
+            continue
+        to = shift(target, (begin - first_column) * lanes)
+        if first < 0:
+            zero(to, n * lanes)
+        else:
+            place = shift(source, (first + (begin - start) * step) * g.x_w)
+            gather(lanes, place, g.x_c, step * g.x_w, to, lanes, channels, n)
+
+
+@jit(inline=True)
+def tile_run(g, f, end):
+    """The tiles from flat number ``f`` that lie in one row of one strip: image, tile row, tile column, count."""
+    image = g.tile_rows * g.tile_columns
+    n, rest = f // image, f % image
+    strip = rest // (g.tile_rows * g.strip)
+    rest -= strip * g.tile_rows * g.strip
+    width = min(g.strip, g.tile_columns - strip * g.strip)
+    return n, rest // width, strip * g.strip + rest % width, min(width - rest % width, end - f)
+
+
+@jit(inline=True)
+def transform_block(g, kind, table, tiles, slab, v, start, end, group):
+    """V of the tiles ``start`` to ``end``; slab, V and ``tiles`` are addresses."""
+    lanes, size = vector_lanes(kind), g.itemsize
+    source_h, x = pointer(g.source_h, table), pointer(g.x, kind)
+    t = pointer(tiles, table)
+    step = g.slab_columns * lanes  # from one slab row to the next
+    store(t, 2, g.tile_w * lanes)
+    store(t, 3, step)
+    store(t, 5, g.v_tile)
+    store(t, 6, g.v_xi)
+    for c in range(0, g.group_inputs, lanes):
+        channels = min(lanes, g.group_inputs - c)
+        f, first, last_n, last_i, last_j, filled = start, 0, -1, -1, -1, 0
+        while f < end:
+            n, i, j, count = tile_run(g, f, end)
+            if last_n == n and last_i + 1 == i and last_j == j:  # below the last run: it shares rows of the slab
+                first += g.tile_h
+            else:
+                first, filled = 0, 0
+            last_n, last_i, last_j = n, i, j
+            columns = count * g.tile_w + g.overlap_w
+            while filled < first + g.tile_h + g.overlap_h:  # just before use: the rows are still in L1
+                h = load(source_h, i * g.tile_h + filled - first)
+                source = shift(x, n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c)
+                target = shift(pointer(slab, kind), filled * step)
+                filled += 1
+                fill_row(g, lanes, table, source, h >= 0, target, j * g.tile_w, columns, channels)
+            store(t, 0, count)
+            store(t, 1, slab + first * step * size)
+            store(t, 4, v + ((f - start) * g.v_tile + c) * size)
+            f += count
+            transform(g.transform_input, tiles, kind)
+
+
+@jit(inline=True)
+def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, end, channel, channels):
+    """The output of tiles ``start`` to ``end`` for one vector of channels, whose products begin at ``m``."""
+    lanes, size = vector_lanes(kind), g.itemsize
+    out, t = pointer(g.out, kind), pointer(tiles, table)
+    fused = g.residual == 0 and (g.activation == 0 or g.activation == RELU or g.activation == RELU6)
+    bias, limits = pointer(vectors, kind), pointer(vectors + 2 * lanes * size, kind)
+    zero(bias, lanes)
+    store(limits, 0, -np.inf)
+    store(limits, 1, np.inf)
+    if fused and g.bias != 0:
+        copy(shift(pointer(g.bias, kind), channel), bias, channels)
+    if fused and g.activation != 0:
+        store(limits, 0, 0.0)
+        if g.activation == RELU6:
+            store(limits, 1, 6.0)
+    in_place = fused and g.out_c == 1 and channels == lanes
+    store(t, 2, g.m_tile)
+    store(t, 3, g.m_xi)
+    store(t, 5, g.tile_w * (g.out_w if in_place else lanes))
+    store(t, 7, g.out_w if in_place else lanes)
+    store(t, 10, g.tile_w)
+    store(t, 11, vectors + lanes * size)
+    store(t, 12, vectors)
+    store(t, 13, vectors + 2 * lanes * size)
+    f = start
+    while f < end:
+        n, i, j, count = tile_run(g, f, end)
+        height = min(g.tile_h, g.out_height - i * g.tile_h)
+        width = min(count * g.tile_w, g.out_width - j * g.tile_w)
+        y = n * g.out_n + i * g.tile_h * g.out_h + j * g.tile_w * g.out_w
+        store(t, 0, count)
+        store(t, 1, m + (f - start) * g.m_tile * size)
+        store(t, 4, g.out + (y + channel) * size if in_place else rows)
+        store(t, 6, g.out_h if in_place else width * lanes)
+        store(t, 8, height)
+        store(t, 9, width)
+        f += count
+        transform(g.transform_output, tiles, kind)
+        if in_place:
+            continue
+        source, positions = pointer(rows, kind), height * width
+        if fused and g.out_w == 1 and g.out_h == width:
+            transpose(lanes, source, lanes, shift(out, y + channel * g.out_c), g.out_c, positions, channels)
+        elif fused and g.out_w == 1:
+            for r in range(height):
+                to = shift(out, y + r * g.out_h + channel * g.out_c)
+                transpose(lanes, shift(source, r * width * lanes), lanes, to, g.out_c, width, channels)
+        else:
+            z = n * g.residual_n + i * g.tile_h * g.residual_h + j * g.tile_w * g.residual_w
+            run_count = 0
+            for r in range(height):
+                a, b = y + r * g.out_h, z + r * g.residual_h
+                run_count = add_run(runs, run_count, r * width, width, a, g.out_w, b, g.residual_w)
+            if fused:
+                copy_rows(g, kind, source, lanes, runs, run_count, channel, channels)
+            elif g.out_c == 1:
+                write_positions(g, kind, source, lanes, runs, run_count, channel, channels)
+            else:
+                ld = -(-positions // lanes) * lanes
+                transpose(lanes, source, lanes, pointer(turned, kind), ld, ld, lanes)
+                write_channels(g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels)
+
+
+@jit(inline=True)
+def copy_rows(g, kind, source, lds, runs, run_count, channel, channels):
+    """Finished positions to an output of any strides."""
+    for i in range(0, 4 * run_count, 4):
+        for p in range(load(runs, i + 1)):
+            row = shift(source, (load(runs, i) + p) * lds)
+            to = shift(pointer(g.out, kind), load(runs, i + 2) + p * g.out_w + channel * g.out_c)
+            if g.out_c == 1:
+                copy(row, to, channels)
+            else:
+                for k in range(channels):
+                    store(to, k * g.out_c, load(row, k))
+
+
+@jit(inline=True)
+def panel_at(g, group, k_block, xi, width):
+    """Where a panel of U begins: the weights of one ξ for a tile column of output channels."""
+    return ((group * g.k_blocks + k_block) * g.products + xi) * g.group_inputs * width
+
+
+@jit
+def forward_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation."""
+    g = Layout(*unpack(table, _FIELDS))
+    lanes = vector_lanes(kind)
+    width = 2 * lanes
+    slab = g.scratch + t * g.thread_bytes
+    v = slab + g.slab_bytes
+    m = v + g.v_bytes
+    rows = m + g.m_bytes
+    turned = rows + g.rows_bytes
+    vectors = turned + g.turned_bytes
+    tiles = vectors + g.vectors_bytes
+    runs = pointer(tiles + 64 * 8, table)
+    offsets = shift(runs, 4 * g.tile_h)
+    weights = pointer(g.weights, kind)
+    total = g.batch * g.tile_rows * g.tile_columns
+    items = g.blocks * g.groups * g.k_parts
+    for item in range(items * t // threads, items * (t + 1) // threads):
+        rest, part = item // g.k_parts, item % g.k_parts
+        block, group = rest // g.groups, rest % g.groups
+        start, end = total * block // g.blocks, total * (block + 1) // g.blocks
+        transform_block(g, kind, table, tiles, slab, v, start, end, group)
+        count = end - start
+        for i in range(count + TILE_ROWS):
+            store(offsets, i, min(i, count - 1) * g.v_tile)  # a tile beyond the end repeats the last row
+        k1 = g.k_blocks * (part + 1) // g.k_parts
+        for k in range(g.k_blocks * part // g.k_parts, k1, g.k_group):
+            k_end = min(k1, k + g.k_group)
+            for xi in range(g.products):
+                for kb in range(k, k_end):
+                    a = pointer(v + xi * g.v_xi * g.itemsize, kind)
+                    b = shift(weights, panel_at(g, group, kb, xi, width))
+                    c = pointer(m + (xi * g.m_xi + (kb - k) * width) * g.itemsize, kind)
+                    after = panel_at(g, group, kb + 1, xi, width)
+                    if kb + 1 == k_end:
+                        after = panel_at(g, group, k, xi + 1, width)
+                        if xi + 1 == g.products:
+                            after = panel_at(g, group, k_end % g.k_blocks, 0, width)
+                    multiply_panel(count, g.group_inputs, a, offsets, b, c, g.m_tile, shift(weights, after), kind)
+            first = k * width
+            for first in range(k * width, min(k_end * width, g.group_outputs), lanes):
+                channels = min(lanes, g.group_outputs - first)
+                source = m + (first - k * width) * g.itemsize
+                write_block(
+                    g, kind, table, tiles, source, rows, turned, vectors, runs, start, end,
+                    group * g.group_outputs + first, channels,
+                )  # fmt: skip
+
+
+def _padded(source: np.ndarray, size: int) -> np.ndarray:
+    """A source table, cut or extended with zeros (-1) to ``size`` positions: the last tile reaches beyond it."""
+    out = np.full(size, -1, np.int64)
+    out[: min(size, source.size)] = source[:size]
+    return out
+
+
+@lru_cache(maxsize=256)
+def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    """The constant part of a Layout, and the arrays whose addresses are in it."""
+    p = plan(f, c, itemsize, threads, columns(itemsize))
+    dtype, variant = np.dtype(f"f{itemsize}"), VARIANTS.index(f)
+    _, height, width = c.axes
+    source_h = _padded(height.source, p.tile_rows * f.rows[0] + f.rows[1])
+    segments, segment_count = progressions(_padded(width.source, p.tile_columns * f.columns[0] + f.columns[1]))
+    fixed = (
+        p.thread_bytes, *p.scratch[:6],
+        address(source_h), address(segments), segment_count,
+        compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
+        f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products,
+        c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
+        p.tile_rows, p.tile_columns, p.strip, p.blocks,
+        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_tile, p.v_xi, p.m_tile, p.m_xi, itemsize,
+    )  # fmt: skip
+    return fixed, (source_h, segments)
+
+
+# --------------------------------------------------------------------------------------------- weights
+
+
+class Weights(NamedTuple):
+    """What the packing of weights is told."""
+
+    w: int
+    groups: int
+    outputs: int  # of a group
+    inputs: int
+    rows: int
+    columns: int
+    w_g: int
+    w_k: int
+    w_c: int
+    w_r: int
+    w_s: int
+    tap_step: int  # from one tap to the next in w where that is 1 or -1 throughout, else 0
+    packed: int
+    gathered: int  # thread t's begins at gathered + t * gathered_bytes
+    gathered_bytes: int
+    products: int
+    transform: int  # address of code
+    itemsize: int
+
+
+_WEIGHT_FIELDS = len(Weights._fields)
+
+
+@jit
+def pack_range(t, threads, table, chunk, kind):
+    """Share ``t`` of transforming the weights: vectors of output channels."""
+    g = Weights(*unpack(table, _WEIGHT_FIELDS))
+    lanes, size = vector_lanes(kind), g.itemsize
+    width, taps = 2 * lanes, g.rows * g.columns
+    k_blocks = -(-g.outputs // width)
+    mine = g.gathered + t * g.gathered_bytes
+    gathered = pointer(mine, kind)
+    tiles = mine + PACK_CHANNELS * taps * lanes * size
+    a = pointer(tiles, table)
+    store(a, 2, taps * lanes)
+    store(a, 5, width)
+    store(a, 6, g.inputs * width)
+    items = g.groups * k_blocks * 2
+    for item in range(items * t // threads, items * (t + 1) // threads):
+        block, half = item // 2, item % 2
+        group, first = block // k_blocks, block % k_blocks * width + half * lanes
+        outputs = max(0, min(lanes, g.outputs - first))
+        to = g.packed + (block * g.products * g.inputs * width + half * lanes) * size
+        for c0 in range(0, g.inputs, PACK_CHANNELS):
+            count = min(PACK_CHANNELS, g.inputs - c0)
+            if outputs < lanes:
+                zero(gathered, count * taps * lanes)
+            for c in range(count):
+                source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + (c0 + c) * g.w_c)
+                target = shift(gathered, c * taps * lanes)
+                if outputs == 0:
+                    continue
+                if g.tap_step > 0:
+                    transpose(lanes, source, g.w_k, target, lanes, outputs, taps)
+                elif g.tap_step < 0:
+                    last = shift(target, (taps - 1) * lanes)
+                    transpose(lanes, shift(source, 1 - taps), g.w_k, last, -lanes, outputs, taps)
+                else:
+                    for tap in range(taps):
+                        where = tap // g.columns * g.w_r + tap % g.columns * g.w_s
+                        for k in range(outputs):
+                            store(target, tap * lanes + k, load(source, where + k * g.w_k))
+            store(a, 0, count)
+            store(a, 1, mine)
+            store(a, 4, to + c0 * width * size)
+            transform(g.transform, tiles, kind)
+
+
+THREAD_ELEMENTS = 1 << 14  # weights that pay for another thread
+
+
+@lru_cache(maxsize=256)
+def _bind(
+    f: Variant, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, gathered_bytes: int, threads: int
+) -> Bound:
+    """The packing of weights with this shape and these strides (in elements)."""
+    table = Weights(
+        0, *shape[:3], *shape[4:], *strides[:3], *strides[4:], _tap_step(shape[3:], strides[3:]), 0, 0,
+        gathered_bytes, f.products, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
+    )  # fmt: skip
+    places = tuple(Weights._fields.index(name) for name in ("w", "packed", "gathered"))
+    return Bound(pack_range, KIND[dtype], threads, table, places)
+
+
+def _pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
+    """Weights (groups, K/groups, C/groups, 1, R, S) transformed, in the workspace or an array of their own."""
+    p = plan(f, c, w.itemsize, c.useful_threads(threads), columns(w.itemsize))
+    threads = max(1, min(threads, w.size // THREAD_ELEMENTS))
+    held, nbytes = np.dtype(np.uint8), threads * p.gathered_bytes
+    packed = scratch.take(p.packed, w.dtype) if scratch else aligned_empty(p.packed, w.dtype)
+    gathered = scratch.take(nbytes, held) if scratch else aligned_empty(nbytes, held)
+    if packed.size:
+        strides = tuple(stride // w.itemsize for stride in w.strides)
+        _bind(f, w.shape, strides, w.dtype, p.gathered_bytes, threads)(address(w), address(packed), address(gathered))
+    return packed
+
+
+def _variant(f: Variant) -> EntryPoints:
+    return entry_points(partial(_pack, f), forward_range, partial(_prepare, f))
+
+
+f2x2_3x3, f4x4_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(_variant, VARIANTS)

@@ -1,0 +1,150 @@
+"""How Winograd convolution cuts its work, and the scratch memory it needs: plain Python, no Numba.
+
+A block of tiles is transformed, multiplied and written before the next one begins, so that what passes between the
+three steps stays in the L2 cache, and so that the transformed weights U, streamed from L3, serve many tiles:
+
+    slab  padded input rows under the block, a vector of channels        [row][column][lane]
+    V     transformed input                                             [ξ][tile][c]
+    M     products for ``k_group`` tile columns of output channels        [ξ][tile][k]
+    U     transformed weights                            [group][k block][ξ][c][COLUMNS]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from ..geometry import ConvGeometry
+from ..winograd_matrices import VARIANTS, Variant
+from .blocking import (
+    LINE_BYTES,
+    MAX_COLUMN_BYTES,
+    MAX_TILE_ROWS,
+    TILE_VECTORS,
+    Correlation,
+    aligned,
+    correlation,
+    even,
+    phase_bytes,
+    round_up,
+)
+
+PACK_CHANNELS = 16  # input channels whose taps are gathered at once
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a Winograd correlation.
+
+    Tiles are numbered image by image, in each by strips of ``strip`` tile columns, in each strip row by row. A block is
+    a range of these numbers, so blocks are as equal as can be whatever the size of the image.
+    """
+
+    tile_rows: int
+    tile_columns: int
+    strip: int
+    blocks: int
+    k_parts: int
+    k_group: int  # tile columns of output channels multiplied before their outputs are transformed
+    k_blocks: int
+    slab_columns: int
+    v_tile: int  # elements from one tile to the next
+    v_xi: int
+    m_tile: int
+    m_xi: int
+    scratch: tuple[int, int, int, int, int, int, int]  # slab, V, M, output rows, turned, vectors, integers
+    packed: int  # elements of U
+    gathered_bytes: int  # of taps and a few numbers, while one thread packs U
+
+    @property
+    def thread_bytes(self) -> int:
+        return sum(self.scratch)
+
+
+STRIP_TILES = 28  # tile columns of a strip
+BLOCK_TILES = 49
+SMALL_BLOCK_TILES = 28
+V_BYTES = 6 << 20  # of V and M at most: with them a thread needs less than 16 MiB
+M_BYTES = 8 << 20
+HELD_WEIGHTS = 1 << 20  # bytes of U that stay in L2 beside V and M
+
+
+@lru_cache(maxsize=256)
+def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int = 0) -> Plan:
+    """Plan for tiles of ``columns`` elements (0: the widest of any CPU)."""
+    widest = MAX_COLUMN_BYTES // itemsize
+    width = columns or widest
+    lanes, line = width // TILE_VECTORS, LINE_BYTES // itemsize
+    _, height, across = c.axes
+    tile_rows, tile_columns = -(-height.out // f.rows[0]), -(-across.out // f.columns[0])
+    total = max(1, c.batch * tile_rows * tile_columns)
+    strip = even(tile_columns, STRIP_TILES)
+    channels, k_blocks = round_up(c.group_inputs, line), -(-c.group_outputs // width)
+    most, group, k_parts = _block(f, c, itemsize, total, threads)
+    blocks = -(-total // most)
+    if k_parts == 1 and blocks * c.groups < 16 * threads:
+        blocks = min(total, round_up(blocks, threads))
+    tiles = -(-total // blocks)
+    k_group = min(group * (widest // width), -(-k_blocks // k_parts))
+    rows = min(tile_rows, -(-tiles // strip) + 1)
+    slab_columns = strip * f.columns[0] + f.columns[1] - 1
+    v_tile, m_tile = channels, k_group * width
+    v_xi, m_xi = tiles * v_tile + line, (tiles + MAX_TILE_ROWS) * m_tile + line
+    positions = f.rows[0] * strip * f.columns[0]
+    return Plan(
+        tile_rows,
+        tile_columns,
+        strip,
+        blocks,
+        k_parts,
+        k_group,
+        k_blocks,
+        slab_columns,
+        v_tile,
+        v_xi,
+        m_tile,
+        m_xi,
+        (
+            aligned((rows * f.rows[0] + f.rows[1] - 1) * slab_columns * lanes * itemsize),
+            aligned(f.products * v_xi * itemsize),
+            aligned(f.products * m_xi * itemsize),
+            aligned((positions + lanes) * lanes * itemsize),
+            aligned(round_up(positions, lanes) * lanes * itemsize),
+            aligned(4 * lanes * itemsize),
+            aligned((64 + tiles + MAX_TILE_ROWS + 4 * f.rows[0]) * 8),
+        ),
+        c.groups * k_blocks * f.products * c.group_inputs * width,
+        aligned(PACK_CHANNELS * f.taps * lanes * itemsize + 32 * 8),
+    )
+
+
+def _block(f: Variant, c: Correlation, itemsize: int, total: int, threads: int) -> tuple[int, int, int]:
+    """Tiles of a block, tile columns of outputs multiplied at once, and parts that output channels are cut into."""
+    k_blocks = -(-c.group_outputs // (MAX_COLUMN_BYTES // itemsize))
+    weights = f.products * c.group_inputs * c.group_outputs * itemsize
+    k_parts = threads if total < threads * MAX_TILE_ROWS and k_blocks >= threads else 1  # few tiles: read U only once
+    tiles, k_group = (SMALL_BLOCK_TILES, 1) if weights <= HELD_WEIGHTS else (BLOCK_TILES, k_blocks)
+    tiles = max(1, min(tiles, V_BYTES // (f.products * round_up(c.group_inputs, 16) * itemsize)))
+    k_group = max(1, min(k_group, M_BYTES // (f.products * (tiles + MAX_TILE_ROWS) * MAX_COLUMN_BYTES)))
+    return tiles, k_group, k_parts
+
+
+def _bytes(f: Variant, c: Correlation, itemsize: int, threads: int) -> int:
+    p = plan(f, c, itemsize, c.useful_threads(threads))
+    return aligned(p.packed * itemsize) + threads * (p.thread_bytes + p.gathered_bytes)
+
+
+class Workspaces(NamedTuple):
+    """The functions that state how many bytes of workspace a variant needs."""
+
+    variant: Variant
+
+    def forward(self, geometry: ConvGeometry, itemsize: int, threads: int) -> int:
+        return _bytes(self.variant, correlation(geometry), itemsize, threads)
+
+    def grad_input(self, geometry: ConvGeometry, itemsize: int, threads: int) -> int:
+        return phase_bytes(geometry, itemsize, threads, lambda c: _bytes(self.variant, c, itemsize, threads))
+
+
+f2x2_3x3, f4x4_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(Workspaces, VARIANTS)

@@ -1,0 +1,188 @@
+"""The matrices of Winograd's minimal filtering F(m, r), derived by the Toom-Cook construction.
+
+F(m, r) computes m outputs of a correlation with r taps from a tile of n = m + r - 1 inputs with n multiplications
+instead of m * r:
+
+    y = A' [(G g) ⊙ (B' d)]        g: r taps, d: n inputs, y[i] = sum over k of g[k] d[i + k]
+
+**Derivation.** The transpose of "y from d" is the product of two polynomials, of degree m - 1 and r - 1: degree n - 1.
+Such a polynomial is known from its values at n points p_0 ... p_{n-2} and ∞ (its leading coefficient): evaluate both
+factors (A and G), multiply n pairs of numbers, interpolate by Lagrange (B). Transposing the whole gives the algorithm
+above:
+
+    A'[i, j] = p_j^i                                             and 1 at i = m - 1 for j = ∞
+    G [j, k] = p_j^k / N_j       N_j = product of (p_j - p_l)    and 1 at k = r - 1 for j = ∞
+    B'[j, l] = coefficient of x^l in the product of (x - p_l) over the other points l; over all points for j = ∞
+
+In two dimensions the same is done to rows and columns: Y = A' [(G g G') ⊙ (B' d B)] A, n² multiplications for m² r².
+
+**Error.** |ŷ - y| is bounded by rounding errors times |A'| [(|G||g|) ⊙ (|B'||d|)]: intermediate numbers are larger
+than the result. Small points, in pairs ±p and with reciprocals, keep the matrices small; ``amplification`` measures
+them, and it grows fast with n (Barabasz et al.): float32 loses 1 digit with F(4, 3), 2 with F(6, 3).
+
+S. Winograd, *Arithmetic Complexity of Computations* (1980); A. Lavin, S. Gray, *Fast Algorithms for Convolutional
+Neural Networks* (2016); B. Barabasz, A. Anderson, K. Soodhalter, D. Gregg, *Error Analysis and Improving the Accuracy
+of Winograd Convolution for Deep Neural Networks* (2020).
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+POINTS = tuple(Fraction(p) for p in ("0", "1", "-1", "2", "-2", "1/2", "-1/2", "4", "-4", "1/4", "-1/4"))
+"""Points in the order they are used; fractions of powers of two, so that A' and B' are exact in floating point."""
+
+Rows = tuple[tuple[Fraction, ...], ...]
+
+
+class Matrices(NamedTuple):
+    """F(m, r): ``a`` is A' (m, n), ``b`` is B' (n, n), ``g`` is G (n, r), all exact."""
+
+    a: Rows
+    b: Rows
+    g: Rows
+
+    @property
+    def tile(self) -> int:
+        """n: the inputs of a tile, and its multiplications."""
+        return len(self.b)
+
+    @property
+    def denominator(self) -> int:
+        """What the taps must be multiples of for G to give integers (A' and B' do, times a power of two)."""
+        return math.lcm(*(value.denominator for row in self.g for value in row))
+
+
+@lru_cache(maxsize=64)
+def matrices(m: int, r: int) -> Matrices:
+    """A', B', G for m outputs and r taps; F(1, 1) is a plain multiplication.
+
+    >>> [[int(v) for v in row] for row in matrices(2, 3).a]
+    [[1, 1, 1, 0], [0, 1, -1, 1]]
+    >>> [[str(v) for v in row] for row in matrices(2, 3).g]
+    [['1', '0', '0'], ['1/2', '1/2', '1/2'], ['1/2', '-1/2', '1/2'], ['0', '0', '1']]
+    """
+    n = m + r - 1
+    if n - 1 > len(POINTS):
+        raise ValueError(f"F({m}, {r}) needs {n - 1} points, there are {len(POINTS)}")
+    points = POINTS[: n - 1]
+    a, b, g = [], [], []
+    for j, p in enumerate(points):
+        others = points[:j] + points[j + 1 :]
+        scale = math.prod((p - q for q in others), start=Fraction(1))
+        sign = 1 if scale > 0 else -1  # moved from G to B': G's rows then begin with positive numbers
+        a.append([p**i for i in range(m)])
+        g.append([p**k / abs(scale) for k in range(r)])
+        b.append([sign * v for v in _from_roots(others)] + [Fraction(0)])
+    a.append([Fraction(i == m - 1) for i in range(m)])
+    g.append([Fraction(k == r - 1) for k in range(r)])
+    b.append(_from_roots(points))
+    return Matrices(_frozen(zip(*a, strict=True)), _frozen(b), _frozen(g))
+
+
+def _from_roots(roots: tuple[Fraction, ...]) -> list[Fraction]:
+    """Coefficients, lowest first, of the product of (x - root)."""
+    out = [Fraction(1)]
+    for root in roots:
+        out = [low - root * high for low, high in zip([Fraction(0), *out], [*out, Fraction(0)], strict=True)]
+    return out
+
+
+def _frozen(rows: object) -> Rows:
+    return tuple(tuple(row) for row in rows)  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=64)
+def amplification(m: int, r: int) -> float:
+    """The largest sum over j of |A'[i, j]| |G[j, k]| |B'[j, l]|: how many times a product g[k] d[l] can enter
+    the error of an output, where it should count at most once.
+
+    >>> amplification(1, 1), amplification(2, 3), round(amplification(4, 3), 1), round(amplification(6, 3), 1)
+    (1.0, 2.0, 10.7, 14.3)
+    """
+    f = matrices(m, r)
+    return float(
+        max(
+            sum(abs(f.a[i][j] * f.g[j][k] * f.b[j][t]) for j in range(f.tile))
+            for i in range(m)
+            for k in range(r)
+            for t in range(f.tile)
+        )
+    )
+
+
+@lru_cache(maxsize=64)
+def spread(m: int, r: int) -> float:
+    """The root mean square over outputs of sum over j of A'[i, j]² |G[j]|² |B'[j]|² / r: how many times larger than a
+    sum of r products of random numbers, squared, are the numbers that an output is made of.
+
+    >>> spread(1, 1), round(spread(2, 3), 1), round(spread(4, 3), 1), round(spread(6, 3), 1)
+    (1.0, 1.3, 3.3, 4.5)
+    """
+    f = matrices(m, r)
+    size = [sum(v * v for v in f.g[j]) * sum(v * v for v in f.b[j]) for j in range(f.tile)]
+    return math.sqrt(float(sum(f.a[i][j] ** 2 * size[j] for i in range(m) for j in range(f.tile)) / (m * r)))
+
+
+def depth(m: int, r: int) -> int:
+    """Roundings on the longest way of a number through B', or a tap through G, and on through A': one a term."""
+    return sum(max(sum(v != 0 for v in row) for row in rows) for rows in matrices(m, r))
+
+
+class Variant(NamedTuple):
+    """F(m, r) along the rows (height) and along the columns (width) of an image; F(1, 1) leaves an axis alone."""
+
+    name: str
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return (self.rows[1], self.columns[1])
+
+    @property
+    def taps(self) -> int:
+        return self.rows[1] * self.columns[1]
+
+    @property
+    def outputs(self) -> int:
+        """Of a tile."""
+        return self.rows[0] * self.columns[0]
+
+    @property
+    def products(self) -> int:
+        """Multiplications of a tile."""
+        return (sum(self.rows) - 1) * (sum(self.columns) - 1)
+
+    @property
+    def amplification(self) -> float:
+        return amplification(*self.rows) * amplification(*self.columns)
+
+    @property
+    def spread(self) -> float:
+        return spread(*self.rows) * spread(*self.columns)
+
+    @property
+    def depth(self) -> int:
+        return depth(*self.rows) + depth(*self.columns)
+
+    @property
+    def denominator(self) -> int:
+        """Weights that are multiples of this are transformed without rounding."""
+        return matrices(*self.rows).denominator * matrices(*self.columns).denominator
+
+
+VARIANTS = (
+    Variant("f2x2_3x3", (2, 3), (2, 3)),
+    Variant("f4x4_3x3", (4, 3), (4, 3)),
+    Variant("f6x6_3x3", (6, 3), (6, 3)),
+    Variant("f2x2_5x5", (2, 5), (2, 5)),
+    Variant("f4x4_5x5", (4, 5), (4, 5)),
+    Variant("f2_3", (1, 1), (2, 3)),
+    Variant("f4_3", (1, 1), (4, 3)),
+    Variant("f6_3", (1, 1), (6, 3)),
+)
+"""What there are kernels for."""

@@ -1,0 +1,165 @@
+"""Winograd on the CPU: its error on hard data, non-finite numbers, exactness, strides, and what a wrong kernel does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastconv.kernels import reference
+from fastconv.kernels.winograd_matrices import VARIANTS
+from fastconv.problem import conv_problem
+from fastconv.registry import ROWS, resolve
+from fastconv.testing import check_row
+from fastconv.testing.referee import neighbourhood
+from tests.guard import guarded
+
+FORWARD = [r for r in ROWS if r.family == "winograd" and r.direction == "forward"]
+BY_NAME = {v.name: v for v in VARIANTS}
+
+
+def problem(row, *, size=19, n=1, c=20, k=37, **parameters):
+    kernel = BY_NAME[row.algorithm.removeprefix("winograd_")].kernel
+    rank = 2 if kernel[0] > 1 else 1
+    spatial = (size, size + 4)[-rank:]
+    return conv_problem("conv", rank, (n, c, *spatial), (k, c, *kernel[-rank:]), **{"padding": 1, **parameters})
+
+
+def run(row, p, x, w, bias=None, residual=None, out=None, threads=1, activation=None):
+    out = np.empty(p.geometry.output_shape, x.dtype) if out is None else out
+    workspace = guarded(row.workspace_bytes(p, threads), np.uint8)
+    kernel = resolve(row.target)
+    kernel(p.geometry, x, w, bias, residual, out, activation=activation, workspace=workspace, threads=threads)
+    return out
+
+
+def at_the_edge(array):
+    copy = guarded(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def draws(p):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal(p.geometry.input_shape), rng.standard_normal(p.geometry.weight_shape)
+
+
+def spread_out(x, w):
+    """A dynamic range of 2^24 within every tile."""
+    rng = np.random.default_rng(1)
+    return x * 2.0 ** rng.integers(-12, 13, x.shape), w * 2.0 ** rng.integers(-12, 13, w.shape)
+
+
+def cancelling(x, w):
+    """Sums of a thousandth of their terms: even channels repeat the odd ones with weights of the other sign."""
+    x[:, 1::2] = x[:, ::2]
+    w[:, 1::2] = -w[:, ::2] * (1 + 1e-3 * w[:, 1::2])
+    return x, w
+
+
+def level(x, w):
+    """A picture that hardly varies under weights that sum to zero."""
+    return 100 + 1e-2 * x, w - w.mean(tuple(range(2, w.ndim)), keepdims=True)
+
+
+@pytest.mark.parametrize("data", [spread_out, cancelling, level])
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+def test_hard_data_stay_within_the_bound(row, data):
+    for dtype in (np.float32, np.float64):
+        p = problem(row, c=24, dtype=np.dtype(dtype).name)
+        x, w = (a.astype(dtype) for a in data(*draws(p)))
+        y, wide = run(row, p, x, w), np.longdouble
+        truth = np.empty(y.shape)
+        reference.forward(p.geometry, x, w, None, None, truth)
+        around = neighbourhood(p.geometry, "forward", abs(x.astype(np.float64)), abs(w.astype(np.float64)), row.tile)
+        limit = (row.bound(p) + p.reduction * 2.0**-53) * around  # float64's reference rounds too
+        assert (abs(y.astype(wide) - truth) <= limit).all()
+
+
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+def test_a_missing_tap_is_seen(row, monkeypatch):
+    p = problem(row)
+    check_row(row, p, rng=np.random.default_rng(0))
+    kernel = resolve(row.target)
+
+    def careless(geometry, x, w, *arrays, packed=None, **options):
+        if w is not None:
+            w = w.copy()
+            w[3, 5, ..., 1] = 0
+        kernel(geometry, x, w, *arrays, packed=packed, **options)
+
+    monkeypatch.setattr("fastconv.testing.referee.resolve", lambda target: careless)
+    with pytest.raises(AssertionError, match=r"root mean square|elements are wrong"):
+        check_row(replace(row, prepare=None), p, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+def test_non_finite_numbers_spread_to_every_output_that_sees_them(row, value):
+    p = problem(row)
+    x, w = (a.astype(np.float32) for a in draws(p))
+    whole = run(row, p, x, w)
+    at = (0, 3, *(n // 2 for n in p.geometry.input_size))
+    x[at] = value
+    y, truth = run(row, p, x, w), np.empty(whole.shape)
+    reference.forward(p.geometry, x, w, None, None, truth)
+    assert not np.isfinite(y[~np.isfinite(truth)]).any()
+    changed = ~np.isfinite(y)
+    assert np.array_equal(y[~changed], whole[~changed])
+    for axis, m in enumerate(row.tile[-p.geometry.rank :], 2):  # no further than the tiles that read it
+        where = np.nonzero(changed)[axis]
+        assert where.max() - where.min() < p.geometry.kernel_size[axis - 2] + 2 * m
+
+
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+def test_any_strides_any_threads_and_guard_pages(row):
+    p = problem(row, n=2, c=19, k=35)
+    x, w = (a.astype(np.float32) for a in draws(p))
+    expected = run(row, p, at_the_edge(x), at_the_edge(w))
+    for threads in (2, 3, 8):
+        assert np.array_equal(run(row, p, x, w, threads=threads), expected)
+    backwards = x[..., ::-1].copy()[..., ::-1]
+    wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), np.float32)
+    wide[..., ::2] = x
+    for view in (backwards, wide[..., ::2], np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1)):
+        assert np.array_equal(run(row, p, view, w), expected)
+    flipped = w[..., ::-1].copy()[..., ::-1]
+    assert np.array_equal(run(row, p, x, flipped), expected)
+    assert np.array_equal(run(row, p, x, np.asfortranarray(w)), expected)
+    for out in (
+        guarded(expected.shape, np.float32),
+        np.moveaxis(np.empty(np.moveaxis(expected, 1, -1).shape, np.float32), -1, 1),
+        np.empty((*expected.shape[:-1], 2 * expected.shape[-1]), np.float32)[..., ::2],
+        np.empty(expected.shape, np.float32)[..., ::-1],
+    ):
+        assert np.array_equal(run(row, p, x, w, out=out), expected)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_clamps_in_registers_keep_nan(activation):
+    row = next(r for r in FORWARD if r.algorithm == "winograd_f4x4_3x3")
+    p = problem(row, bias_shape=(37,), activation=activation)
+    x, w = (a.astype(np.float32) for a in draws(p))
+    bias = np.linspace(-9, 9, 37, dtype=np.float32)
+    bias[4] = np.nan
+    y = run(row, p, x, w, bias, activation=activation)
+    truth = np.empty(y.shape)
+    reference.forward(p.geometry, x, w, bias, None, truth, activation=activation)
+    assert np.isnan(y[:, 4]).all()
+    np.testing.assert_allclose(y, truth, atol=1e-3)
+
+
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+def test_what_it_does_not_compute(row):
+    assert "stride 1" in row.refuses(problem(row, stride=2))
+    assert "dilation 1" in row.refuses(problem(row, dilation=2))
+    assert "float16" in row.refuses(problem(row, dtype="float16"))
+    assert "kernels" in row.refuses(conv_problem("conv2d", 2, (1, 4, 9, 9), (4, 4, 7, 7)))
+    assert "not three" in row.refuses(conv_problem("conv3d", 3, (1, 4, 9, 9, 9), (4, 4, 3, 3, 3)))
+    assert row.refuses(problem(row, size=6, groups=1, padding_mode="circular")) is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 113])
+def test_sizes_around_a_tile(size):
+    row = next(r for r in FORWARD if r.algorithm == "winograd_f4x4_3x3")
+    check_row(row, problem(row, size=size, n=3, c=5, k=6), rng=np.random.default_rng(size), threads=2)
+    check_row(row, problem(row, size=size, dtype="float64"), rng=np.random.default_rng(size), integers=True)
