@@ -243,7 +243,8 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     """The plan of one of blocking's cached correlations, which compare by identity."""
     plan = blocking.direct_forward(c, itemsize, threads, columns(itemsize))
     taps, length = _taps(c, plan.block, plan.slabs.pixel), c.group_inputs
-    if c.axes[2].dilation == 1 and c.taps:  # the taps of a kernel row touch: one piece
+    touching = plan.slabs.by_lane or plan.slabs.pixel == length
+    if c.axes[2].dilation == 1 and c.taps and touching:  # the taps of a kernel row are one piece
         taps, length = taps[:, :, 0], length * c.axes[2].kernel
     step = columns(itemsize) if plan.slabs.by_lane else 1
     return _fixed(c, plan.slabs, plan.block, plan.scratch, taps.ravel(), length, step, plan.k_parts)

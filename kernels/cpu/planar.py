@@ -307,13 +307,14 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     panel = 3 * lanes(itemsize) if c.taps == 1 else 0
     if panel:
         offsets = np.arange(c.group_inputs, dtype=np.int64) * panel
+    row_span = int(np.ptp(width.source)) + 1 if width.source.size else 0
     segments, segment_count = c.segments
     in_order = all(np.array_equal(axis.source, np.arange(axis.out)) for axis in (height, width))
     whole_rows = c.taps == 1 and in_order and plan.columns == width.out
     fixed = (
         sum(plan.scratch), *plan.scratch[:3],
         address(depth.source), address(height.source), address(segments), segment_count,
-        address(offsets), offsets.size, panel, int(whole_rows), int(np.ptp(width.source)) + 1 if width.source.size else 0,
+        address(offsets), offsets.size, panel, int(whole_rows), row_span,
         c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
         plan.rows, plan.columns, plan.row_blocks, plan.column_blocks, plan.slab_rows, plan.slab_columns,
         plan.phases, plan.pitch, plan.channel_step,
