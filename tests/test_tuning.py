@@ -48,10 +48,11 @@ def choose(problem: ConvProblem = PROBLEM, **options: object) -> str:
 
 
 PREDICTED = choose()
+FAMILIES = {c.algorithm: c.row.family for c in dispatch.candidates(PROBLEM, Options(), 1)}
 SLOWER = next(
     c.algorithm
     for c in sorted(dispatch.candidates(PROBLEM, Options(), 1), key=lambda c: c.seconds)
-    if c.able and c.algorithm not in (PREDICTED, "reference")
+    if c.able and c.row.family not in (FAMILIES[PREDICTED], "reference")
 )
 
 
