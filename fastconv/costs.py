@@ -27,7 +27,7 @@ TRANSPOSE_SECONDS = 1.5e-9
 WEIGHT_BYTES = 40e9  # a second, of transformed weights
 PACKED_BYTES = 5e9  # of them written in a second, where they are not prepared
 PLANE_BYTES = 256 << 10  # of a block of planar
-WEIGHT_STREAM_BYTES = 10e9  # a second, of weights read again by every block of planar
+WEIGHT_STREAM_BYTES = 20e9  # a second, of weights read again by every block of planar
 LANE_OUTPUTS = 4  # at most so many outputs a group run lane by lane in direct
 
 
@@ -99,12 +99,12 @@ def planar_seconds(problem: ConvProblem, threads: int) -> float:
     outputs, products = _outputs(problem)
     size = g.input_size if problem.direction == "grad_input" else g.output_size
     taps, strided = math.prod(g.kernel_size), max(g.stride) > 1
-    width = math.prod(size) if taps == 1 and not strided else size[-1]
+    width = math.prod(size) if taps == 1 else size[-1]
     share = 0.95 * _used(outputs, 8) * _used(width, 16) * products / (products + 10)
     share *= 0.9 if width % 16 else 1.0  # a row's last pixels pass through memory
     read, written = _elements(problem)
     channels, itemsize = max(1, products // taps), max(4, ITEMSIZE[problem.dtype])
-    block = max(48, PLANE_BYTES // (channels * itemsize) // max(g.stride))
+    block = max(48, PLANE_BYTES // (channels * itemsize) // (1 if taps == 1 else max(g.stride)))
     blocks = g.batch * max(1, math.prod(size) // block)
     packing = read * 0.2e-9 + blocks * outputs * products * itemsize / WEIGHT_STREAM_BYTES
     if problem.layout == "channels_last":  # element by element
@@ -118,7 +118,7 @@ def im2col_seconds(problem: ConvProblem, threads: int) -> float:
     """Lanes are pixels, rows of the tile output channels; every element of the matrix is packed once."""
     g = problem.geometry
     outputs, products = _outputs(problem)
-    share = 0.82 * _used(outputs, TILE_ROWS)
+    share = (0.82 if problem.direction == "grad_weight" else 0.76) * _used(outputs, TILE_ROWS)
     if problem.direction == "grad_weight":  # the sum runs over pixels
         seconds_an_element = 0.6e-9
     else:

@@ -24,7 +24,10 @@ rows are (tap, c) pairs, the reduction runs over positions:
 Up to 1,024 positions are summed in registers, those sums are added in memory: of N positions a sum rounds at most
 1024 + N / 1024 times, not N.
 
-Loses to im2col for 1x1 kernels on large NCHW planes, which im2col need not transpose.
+Where the last output channels fill one vector only, tiles are one vector wide. Slab positions lie a line apart where
+a tile's rows would otherwise share one or two sets of the L1 cache; the taps of a kernel row then do not touch.
+
+Loses to ``planar`` where much is turned for few products: 1x1 kernels on large NCHW planes, 1 to 4 input channels.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ is read as if the stride were 1. Sums are complete when they leave the registers
 and go straight to the output where nothing is to be added to them and the tile is whole; else through one tile of
 memory in the L1 cache, to which bias, residual and activation are applied.
 
-Wins where ``direct`` must turn much data for few products: 1x1 kernels (see ``pointwise``), first layers of 1 to 4
-channels, few output channels (direct's vectors of 32 channels stand half empty). Loses where rows are short: of a row
-of 7 pixels a vector wastes 9 lanes; and to channels-last arrays, whose pixels lie far apart.
+Wins where ``direct`` must turn much data for few products: 1x1 kernels (the row ``pointwise``), first layers of 1 to 4
+channels, 8 output channels (direct's vectors stand half empty). Loses where rows are short (of a row of 7 pixels a
+vector wastes 9 lanes) and to channels-last arrays, whose pixels lie far apart.
 """
 
 from __future__ import annotations
