@@ -348,7 +348,7 @@ THREAD_ELEMENTS = 1 << 14  # that pay for another thread
 
 @lru_cache(maxsize=256)
 def _bind_pack(shape: tuple[int, ...], strides: tuple[int, ...], threads: int) -> Bound:
-    fields = Weights(0, *shape, *(stride // 2 for stride in strides), 0)
+    fields = Weights._make((0, *shape, *(stride // 2 for stride in strides), 0))
     return Bound(pack_range, np.float32(0), threads, fields, (0, len(fields) - 1))
 
 

@@ -43,7 +43,7 @@ class Bound:
 
     def _table(self) -> tuple[memoryview, int]:
         table = np.array(self.fields, np.int64)
-        return memoryview(table), address(table)
+        return table.data, address(table)
 
     def __call__(self, *addresses: int) -> None:
         """Run at these addresses, in the order of ``places``; 0 for an array that is absent."""
