@@ -341,7 +341,7 @@ def direct_forward(c: Correlation, itemsize: int, threads: int, columns: int = 0
     if threads > 1 and others * row_blocks % threads and others * row_blocks < 8 * threads:
         # few tasks that do not divide evenly: cut rows so that they do, else images or output channels, if that is
         # more even (17 rows: 9 and 8; 7 rows and 512 channels: 256 and 256)
-        shares = {}
+        shares: dict[float, int] = {}
         for parts in range(row_blocks, 2 * row_blocks + threads):
             rows = even(height, -(-height // parts))
             sizes = [rows] * (height // rows) + ([height % rows] if height % rows else [])
@@ -490,7 +490,7 @@ class PlanarForward:
 def _cut(n: int, most: int, others: int, threads: int, multiple: int = 1) -> int:
     """Rows (or columns) of a block: at most about ``most``, even for the threads where there are few blocks."""
     least = -(-n // max(1, min(n, most)))
-    candidates = {}
+    candidates: dict[int, int] = {}
     for parts in range(least, 2 * least + threads):
         size = round_up(-(-n // parts), multiple)
         count = -(-n // size)
