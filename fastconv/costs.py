@@ -26,6 +26,8 @@ TRANSFORM_SECONDS = 1.5e-9  # of a vector of a tile: computed, stored and read a
 TRANSPOSE_SECONDS = 1.5e-9
 WEIGHT_BYTES = 40e9  # a second, of transformed weights
 PACKED_BYTES = 5e9  # of them written in a second, where they are not prepared
+PLANE_BYTES = 256 << 10  # of a block of planar
+WEIGHT_STREAM_BYTES = 20e9  # a second, of weights read again by every block of planar
 LANE_OUTPUTS = 4  # at most so many outputs a group run lane by lane in direct
 
 
@@ -49,6 +51,13 @@ def _outputs(problem: ConvProblem) -> tuple[int, int]:
     return (c, k * taps) if problem.direction == "grad_input" else (k, c * taps)
 
 
+def _elements(problem: ConvProblem) -> tuple[int, int]:
+    """How many are read and written besides the weights."""
+    g = problem.geometry
+    x, y = math.prod(g.input_shape), math.prod(g.output_shape)
+    return (y, x) if problem.direction == "grad_input" else (x, y)
+
+
 def direct_seconds(problem: ConvProblem, threads: int) -> float:
     """Lanes are output channels; short reductions pay for starting and storing a tile."""
     g = problem.geometry
@@ -64,7 +73,14 @@ def direct_seconds(problem: ConvProblem, threads: int) -> float:
         share *= 0.75 if channels >= 512 else 1.0
         share *= 0.45 if channels >= 256 and math.prod(g.kernel_size) == 1 else 1.0
     else:
-        share = 0.9 * _used(outputs, TILE_COLUMNS) * products / (products + 30)
+        # A tile may be half as wide. Packing turns squares of 16 channels, which few channels leave empty; sums are
+        # turned on their way out.
+        share = 0.95 * _used(outputs, TILE_COLUMNS // 2) * products / (products + 10)
+        read, written = _elements(problem)
+        channels = max(1.0, products / math.prod(g.kernel_size))
+        packing = read * max(0.2e-9, 6.4e-9 / channels if channels < 16 else 0.0)
+        packing += 0.0 if problem.layout == "channels_last" else written * 0.3e-9
+        return _seconds(problem, threads, share, packing)
     return _seconds(problem, threads, share)
 
 
@@ -77,15 +93,32 @@ def bfloat16_seconds(problem: ConvProblem, threads: int) -> float:
 
 
 def planar_seconds(problem: ConvProblem, threads: int) -> float:
-    """As direct."""
-    return direct_seconds(problem, threads)
+    """Lanes are pixels of a row (of a plane, where the kernel is one tap), 8 output channels a tile. Blocks are small
+    where channels are many, and each block reads all weights."""
+    g = problem.geometry
+    outputs, products = _outputs(problem)
+    size = g.input_size if problem.direction == "grad_input" else g.output_size
+    taps, strided = math.prod(g.kernel_size), max(g.stride) > 1
+    width = math.prod(size) if taps == 1 else size[-1]
+    share = 0.95 * _used(outputs, 8) * _used(width, 16) * products / (products + 10)
+    share *= 0.9 if width % 16 else 1.0  # a row's last pixels pass through memory
+    read, written = _elements(problem)
+    channels, itemsize = max(1, products // taps), max(4, ITEMSIZE[problem.dtype])
+    block = max(48, PLANE_BYTES // (channels * itemsize) // (1 if taps == 1 else max(g.stride)))
+    blocks = g.batch * max(1, math.prod(size) // block)
+    packing = read * 0.2e-9 + blocks * outputs * products * itemsize / WEIGHT_STREAM_BYTES
+    if problem.layout == "channels_last":  # element by element
+        packing += (read + written) * 1e-9
+    elif problem.direction == "grad_input" and strided:
+        packing += written * 0.7e-9
+    return _seconds(problem, threads, share, packing)
 
 
 def im2col_seconds(problem: ConvProblem, threads: int) -> float:
     """Lanes are pixels, rows of the tile output channels; every element of the matrix is packed once."""
     g = problem.geometry
     outputs, products = _outputs(problem)
-    share = 0.82 * _used(outputs, TILE_ROWS)
+    share = (0.82 if problem.direction == "grad_weight" else 0.76) * _used(outputs, TILE_ROWS)
     if problem.direction == "grad_weight":  # the sum runs over pixels
         seconds_an_element = 0.6e-9
     else:

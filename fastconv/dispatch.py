@@ -247,8 +247,14 @@ def _forced(problem: Problem, chosen: Options) -> bool:
     return chosen.algorithm != "auto" and chosen.algorithm in named
 
 
+def _named(row: Row, name: str) -> bool:
+    """Whether a user who asks for ``name`` means this row: the one of that name if there is one, else the family."""
+    exact = any(r.algorithm == name for r in ROWS if r.op == row.op)
+    return name == (row.algorithm if exact else row.family)
+
+
 def _limits(row: Row, problem: Problem, chosen: Options, workspace: int, bound: float, forced: bool) -> str | None:
-    if forced and chosen.algorithm not in (row.family, row.algorithm):
+    if forced and not _named(row, chosen.algorithm):
         return f"algorithm={chosen.algorithm!r} was asked for"
     limit = chosen.max_error
     if limit is None and not forced:
@@ -296,7 +302,7 @@ def _raise_unable(problem: Problem, rows: tuple[Candidate, ...], chosen: Options
             f"{problem.op}: no {problem.device} kernel for {problem.direction} yet; move the arrays to the CPU "
             "(cupy.asnumpy) to run it there"
         )
-    wanted = [c for c in rows if chosen.algorithm in ("auto", c.row.family, c.row.algorithm)] or list(rows)
+    wanted = [c for c in rows if chosen.algorithm == "auto" or _named(c.row, chosen.algorithm)] or list(rows)
     reasons = "; ".join(f"{c.algorithm}: {c.refusal}" for c in wanted)
     raise ValueError(f"{problem.op}: no kernel can run this ({problem}). {reasons}")
 

@@ -17,8 +17,10 @@ CLEAR = [
     ("awkward/128x28-32k3", 16, "forward", "winograd_f4x4_3x3"),
     ("depthwise/240x28-240k5g240", 1, "forward", "depthwise"),
     ("depthwise/96x56-96k7g96", 16, "grad_weight", "direct"),
-    ("first/3x224-64k7s2", 1, "forward", "direct"),
-    ("first/3x224-64k7s2", 16, "grad_input", "im2col"),
+    ("first/3x224-64k7s2", 1, "forward", "direct_planar"),
+    ("awkward/1x1024-8k5", 1, "forward", "direct_planar"),
+    ("pointwise/64x56-256k1", 16, "forward", "pointwise"),
+    ("pointwise/2048x7-512k1", 1, "forward", "direct"),
     ("pointwise/512x28-128k1", 16, "grad_weight", "im2col"),
     ("strided/512x38-512k3s2", 1, "grad_weight", "im2col"),
 ]

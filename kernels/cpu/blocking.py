@@ -7,6 +7,7 @@ Sizes are stated for the largest tile of any CPU; a smaller tile needs less.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ SLAB_BYTES = 512 << 10  # of one thread's packed input rows: half of a 1 MiB L2
 BLOCK_PIXELS = 300  # of one thread's block: 98 to 300 measured equal, below 50 the weights' traffic shows
 PLANE_BYTES = 256 << 10  # of one thread's packed planes
 PLANE_PIXELS = 8192  # of one thread's block of planes
+FEW_PIXELS = 98  # fewer in a block, and a slab may be twice as large
 CHUNK_BYTES = 8 << 20  # of one operand of a weight gradient: all threads share a chunk
 CHUNK_PIXELS = 1 << 14
 REDUCTION_PIXELS = 1024  # summed in registers at once by a weight gradient
@@ -37,6 +39,7 @@ THREAD_WORK = 1 << 19  # multiply-adds that pay for another thread: about 6 µs,
 MOVED_WORK = 8  # multiply-adds in the time of an element read or written: what a depthwise layer's time is
 LINE_BYTES = 64
 ALIASED_BYTES = 512  # positions this far apart, or a multiple, crowd into few sets of the L1 cache
+CROWDED_BYTES = 2048  # the same for the rows of a forward tile, of which each keeps to a line for a while
 FOLD_BYTES = 8 << 20  # of padded gradient held at once where padding is not zeros
 
 
@@ -304,28 +307,57 @@ class DirectForward:
         return sum(self.scratch)
 
 
+def _makespan(sizes: list[int], others: int, threads: int) -> int:
+    """The largest share when ``others`` sequences of tasks of these sizes are dealt out in order."""
+    items, count = sizes * others, len(sizes) * others
+    return max(sum(items[count * t // threads : count * (t + 1) // threads]) for t in range(threads))
+
+
+def _apart(c: Correlation, slabs: Slabs, itemsize: int) -> Slabs:
+    """A line between the slab's positions where those of a tile's rows would share one or two sets of the L1 cache.
+
+    The rows read positions a stride apart: 512 float32 channels and a stride of 2 put all 14 of them in one set of 12
+    ways (512x38 in, 3x3, stride 2: 76% of the products' floor against 90%).
+    """
+    crowded = not slabs.by_lane and slabs.pixel * itemsize * c.axes[2].stride % CROWDED_BYTES == 0
+    return replace(slabs, pixel=slabs.pixel + LINE_BYTES // itemsize) if crowded else slabs
+
+
 @lru_cache(maxsize=512)
 def direct_forward(c: Correlation, itemsize: int, threads: int, columns: int = 0) -> DirectForward:
     """Plan for tiles of ``columns`` elements (0: the widest of any CPU)."""
-    widest = slabs(
-        c, itemsize, MAX_COLUMN_BYTES // itemsize
-    )  # blocks must not depend on the CPU: workspace sizes do not
-    group = slabs(c, itemsize, columns or MAX_COLUMN_BYTES // itemsize)
+    # blocks must not depend on the CPU: workspace sizes do not
+    widest = _apart(c, slabs(c, itemsize, MAX_COLUMN_BYTES // itemsize), itemsize)
+    group = _apart(c, slabs(c, itemsize, columns or MAX_COLUMN_BYTES // itemsize), itemsize)
     columns = columns or MAX_COLUMN_BYTES // itemsize
-    pixel_bytes = widest.pixel * itemsize
-    block = _block(c, pixel_bytes, SLAB_BYTES, BLOCK_PIXELS, 512)
+    pixel_bytes, height = widest.pixel * itemsize, c.axes[1].out
+    limit = SLAB_BYTES
+    block = _block(c, pixel_bytes, limit, BLOCK_PIXELS, 512)
+    if block.pixels < FEW_PIXELS:  # reading the weights again would cost more than reading a slab beyond the L2
+        limit *= 2
+        block = _block(c, pixel_bytes, limit, BLOCK_PIXELS, 512)
     others = -(-c.batch // block.images) * c.axes[0].out * -(-c.axes[2].out // block.columns) * widest.count
-    k_parts, row_blocks = 1, -(-c.axes[1].out // block.rows)
+    k_parts, row_blocks = 1, -(-height // block.rows)
     if threads > 1 and others * row_blocks % threads and others * row_blocks < 8 * threads:
-        # few tasks that do not divide evenly: cut rows so that they do, else images or output channels
-        parts = [p for p in range(row_blocks, 2 * row_blocks + threads) if others * p % threads == 0]
-        fits = [p for p in parts if c.axes[1].out % p == 0]
-        if fits:
-            block = _block(c, pixel_bytes, SLAB_BYTES, BLOCK_PIXELS, 512, fits[0])
+        # few tasks that do not divide evenly: cut rows so that they do, else images or output channels, if that is
+        # more even (17 rows: 9 and 8; 7 rows and 512 channels: 256 and 256)
+        shares: dict[float, int] = {}
+        for parts in range(row_blocks, 2 * row_blocks + threads):
+            rows = even(height, -(-height // parts))
+            sizes = [rows] * (height // rows) + ([height % rows] if height % rows else [])
+            shares.setdefault(_makespan(sizes, others, threads) / (others * height), parts)
+        least = min(shares)
+        whole = threads // math.gcd(others * row_blocks, threads)
+        vectors = -(-c.group_outputs * itemsize // MAX_VECTOR_BYTES)
+        cut = [min(TILE_VECTORS * (widest.blocks * i // whole), vectors) for i in range(whole + 1)]
+        parts_of_k = [last - first for first, last in itertools.pairwise(cut)]
+        share_of_k = _makespan(parts_of_k, others * row_blocks, threads) / (others * row_blocks * vectors)
+        if least * threads < 1.01 or (block.images == 1 and least < share_of_k + 0.02):
+            block = _block(c, pixel_bytes, limit, BLOCK_PIXELS, 512, shares[least])
         elif block.images > 1 and c.batch >= threads:
-            block = _block(c, pixel_bytes, SLAB_BYTES, BLOCK_PIXELS * c.batch // threads // block.images, 512)
+            block = _block(c, pixel_bytes, limit, BLOCK_PIXELS * c.batch // threads // block.images, 512)
         else:
-            k_parts = min(group.blocks, threads // math.gcd(others * row_blocks, threads))
+            k_parts = min(group.blocks, whole)
     slab = block.images * c.axes[0].kernel * block.slab_rows * block.slab_columns * group.pixel
     pixels = round_up(block.pixels, MAX_TILE_ROWS) + MAX_TILE_ROWS
     return DirectForward(
@@ -455,16 +487,10 @@ class PlanarForward:
         return sum(self.scratch)
 
 
-def _makespan(sizes: list[int], others: int, threads: int) -> int:
-    """The largest share when ``others`` sequences of tasks of these sizes are dealt out in order."""
-    items, count = sizes * others, len(sizes) * others
-    return max(sum(items[count * t // threads : count * (t + 1) // threads]) for t in range(threads))
-
-
 def _cut(n: int, most: int, others: int, threads: int, multiple: int = 1) -> int:
     """Rows (or columns) of a block: at most about ``most``, even for the threads where there are few blocks."""
     least = -(-n // max(1, min(n, most)))
-    candidates = {}
+    candidates: dict[int, int] = {}
     for parts in range(least, 2 * least + threads):
         size = round_up(-(-n // parts), multiple)
         count = -(-n // size)

@@ -24,7 +24,10 @@ rows are (tap, c) pairs, the reduction runs over positions:
 Up to 1,024 positions are summed in registers, those sums are added in memory: of N positions a sum rounds at most
 1024 + N / 1024 times, not N.
 
-Loses to im2col for 1x1 kernels on large NCHW planes, which im2col need not transpose.
+Where the last output channels fill one vector only, tiles are one vector wide. Slab positions lie a line apart where
+a tile's rows would otherwise share one or two sets of the L1 cache; the taps of a kernel row then do not touch.
+
+Loses to ``planar`` where much is turned for few products: 1x1 kernels on large NCHW planes, 1 to 4 input channels.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ from .arrays import (
 from .blocking import Block, Correlation, DirectWeight, Slabs
 from .compile import jit
 from .epilogue import add_run, write_channels, write_positions
-from .gemm import gather, multiply, multiply_lanes, transpose, zero
+from .gemm import gather, multiply, multiply_lanes, multiply_narrow, transpose, zero
 from .half import in_float32
 from .phases import entry_points
 from .simd import TILE_ROWS, columns, load, pointer, shift, store, unpack, vector_lanes
@@ -196,6 +199,8 @@ def forward_range(t, threads, table, chunk, kind):
                 zero(sums, positions * width)
             elif g.by_lane:
                 multiply_lanes(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0)
+            elif channels <= lanes:
+                multiply_narrow(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width)
             else:
                 multiply(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0)
             if g.out_c == 1:
@@ -241,7 +246,8 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     """The plan of one of blocking's cached correlations, which compare by identity."""
     plan = blocking.direct_forward(c, itemsize, threads, columns(itemsize))
     taps, length = _taps(c, plan.block, plan.slabs.pixel), c.group_inputs
-    if c.axes[2].dilation == 1 and c.taps:  # the taps of a kernel row touch: one piece
+    touching = plan.slabs.by_lane or plan.slabs.pixel == length
+    if c.axes[2].dilation == 1 and c.taps and touching:  # the taps of a kernel row are one piece
         taps, length = taps[:, :, 0], length * c.axes[2].kernel
     step = columns(itemsize) if plan.slabs.by_lane else 1
     return _fixed(c, plan.slabs, plan.block, plan.scratch, taps.ravel(), length, step, plan.k_parts)

@@ -14,11 +14,13 @@ from .simd import (
     keep_whole,
     lane_tile,
     load,
+    narrow_tile,
     pixel_tile,
     pixel_tile_1,
     pixel_tile_2,
     shift,
     small_lane_tile,
+    small_narrow_tile,
     small_tile,
     store,
     tile,
@@ -38,6 +40,20 @@ def multiply(height, segment_count, segments, length, step, a, rows, b, c, ldc, 
             i += SMALL_ROWS
         else:
             tile(segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, accumulate)
+            i += TILE_ROWS
+
+
+@jit(inline=True)
+def multiply_narrow(height, segment_count, segments, length, step, a, rows, b, c, ldc):
+    """``multiply`` for the first vector of each row of b: where the last output channels fill no more."""
+    keep_whole()
+    i = 0
+    while i < height:
+        if height - i <= SMALL_ROWS:
+            small_narrow_tile(segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, 0)
+            i += SMALL_ROWS
+        else:
+            narrow_tile(segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, 0)
             i += TILE_ROWS
 
 

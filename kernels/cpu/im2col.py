@@ -20,8 +20,8 @@ Loops of ``forward``, outermost first; threads share the items:
                 tile: 14 output channels x 32 positions (AVX-512, float32)    weights, panel -> sums [k][position]
         finish: bias, residual, activation, store                             sums -> out
 
-Lanes are positions, so NCHW needs no transposition on the way in or out: the best form for 1x1 kernels on large
-planes. For larger kernels unrolling costs R * S copies of the input, which direct saves. ``grad_input`` is one such
+Lanes are positions, so NCHW needs no transposition on the way in or out, and blocks run on from image to image. But
+unrolling costs R * S copies of the input, which direct and planar save. ``grad_input`` is one such
 product for each phase of the stride. ``grad_weight`` multiplies M, unrolled in chunks that all threads share, with dy:
 
     dw[k, (c, r)] = sum over (n, p)  M[(c, r), (n, p)] dy[k, (n, p)]

@@ -21,9 +21,9 @@ is read as if the stride were 1. Sums are complete when they leave the registers
 and go straight to the output where nothing is to be added to them and the tile is whole; else through one tile of
 memory in the L1 cache, to which bias, residual and activation are applied.
 
-Wins where ``direct`` must turn much data for few products: 1x1 kernels (see ``pointwise``), first layers of 1 to 4
-channels, few output channels (direct's vectors of 32 channels stand half empty). Loses where rows are short: of a row
-of 7 pixels a vector wastes 9 lanes; and to channels-last arrays, whose pixels lie far apart.
+Wins where ``direct`` must turn much data for few products: 1x1 kernels (the row ``pointwise``), first layers of 1 to 4
+channels, 8 output channels (direct's vectors stand half empty). Loses where rows are short (of a row of 7 pixels a
+vector wastes 9 lanes) and to channels-last arrays, whose pixels lie far apart.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Layout(NamedTuple):
     depth: int  # how many
     panel: int  # columns of a panel; 0: the slab holds planes
     whole_rows: int  # input rows are read whole and in order: where they touch, a block is one piece
+    row_span: int  # input columns between the first and the last that a row reads
     batch: int
     groups: int
     group_inputs: int
@@ -179,7 +180,12 @@ def pack_planes(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, colu
 
 @jit(inline=True)
 def pack_panels(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns):
-    """The same of single taps, one panel of a tile's columns after another: [panel][c][column]."""
+    """The same of single taps, one panel of a tile's columns after another: [panel][c][column].
+
+    Where NCHW planes lie as a tile wants them it could read them in place. Tried: 5 to 10% slower (256 to 64 channels
+    on 56 x 56), because every step of the tile then touches another page and rows of one channel share a few cache
+    sets; letting the first tile copy the vectors that it reads into the panel was up to 30% slower.
+    """
     keep_whole()
     source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
     segments, x = pointer(g.segments, table), shift(pointer(g.x, kind), n * g.x_n + load(source_d, od) * g.x_d)
@@ -218,7 +224,7 @@ def forward_range(t, threads, table, chunk, kind):
     weights, offsets, source_h = pointer(g.weights, kind), pointer(g.offsets, table), pointer(g.source_h, table)
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
     plain = g.bias == 0 and g.residual == 0 and g.activation == 0 and g.out_w == 1 and g.depth > 0
-    row_lines = -(-g.slab_columns // lanes)
+    row_lines = -(-g.row_span // lanes)
     packed_block, run_count, lines = -1, 0, 0
     items = g.batch * g.out_depth * g.row_blocks * g.column_blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
@@ -243,7 +249,7 @@ def forward_range(t, threads, table, chunk, kind):
                 run_count = add_run(runs, run_count, position, columns, y, g.out_w, z, g.residual_w)
         # one row of single taps is followed by the next: its lines are fetched meanwhile, one channel after another
         fetched = 0
-        lines = row_lines * rows if g.panel and oh0 + 2 * rows <= g.out_height else 0
+        lines = row_lines * rows if g.panel and g.column_blocks == 1 and oh0 + 2 * rows <= g.out_height else 0
         x = shift(pointer(g.x, kind), n * g.x_n + group * g.group_inputs * g.x_c + od * g.x_d)
 
         for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
@@ -265,7 +271,7 @@ def forward_range(t, threads, table, chunk, kind):
                     ahead, ahead_step = w, 0
                     if fetched < lines:
                         h = load(source_h, (oh0 + rows + fetched // row_lines) * g.stride_h)
-                        ahead = shift(x, h * g.x_h + (ow0 + fetched % row_lines * lanes) * g.x_w)
+                        ahead = shift(x, h * g.x_h + fetched % row_lines * lanes * g.x_w)
                         ahead_step = g.x_c
                         fetched += 1
                     if plain and height == PIXEL_ROWS and wide == vectors * lanes:
@@ -301,13 +307,14 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     panel = 3 * lanes(itemsize) if c.taps == 1 else 0
     if panel:
         offsets = np.arange(c.group_inputs, dtype=np.int64) * panel
+    row_span = int(np.ptp(width.source)) + 1 if width.source.size else 0
     segments, segment_count = c.segments
     in_order = all(np.array_equal(axis.source, np.arange(axis.out)) for axis in (height, width))
     whole_rows = c.taps == 1 and in_order and plan.columns == width.out
     fixed = (
         sum(plan.scratch), *plan.scratch[:3],
         address(depth.source), address(height.source), address(segments), segment_count,
-        address(offsets), offsets.size, panel, int(whole_rows),
+        address(offsets), offsets.size, panel, int(whole_rows), row_span,
         c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
         plan.rows, plan.columns, plan.row_blocks, plan.column_blocks, plan.slab_rows, plan.slab_columns,
         plan.phases, plan.pitch, plan.channel_step,
