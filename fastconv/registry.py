@@ -329,7 +329,7 @@ ROWS: tuple[Row, ...] = (
         "direct_planar",
         "planes read in place, pixels in the lanes",
         planar_seconds,
-        workspace="blocking:planar_{}_workspace",
+        workspace="planar_blocking:planar_{}_workspace",
         module="planar",
         family="direct",
         why_not=is_pointwise,
@@ -338,8 +338,7 @@ ROWS: tuple[Row, ...] = (
         "pointwise",
         "1x1: the matrix product of the weights and the planes as they lie",
         planar_seconds,
-        workspace="blocking:planar_{}_workspace",
-        module="planar",
+        workspace="planar_blocking:pointwise_{}_workspace",
         why_not=not_pointwise,
     ),
     *_conv(

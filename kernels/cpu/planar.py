@@ -33,14 +33,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import blocking
 from .arrays import Workspace, address, aligned_empty
 from .blocking import Correlation
 from .compile import jit
-from .epilogue import add_run, finish
+from .epilogue import RELU, add_run, finish
 from .gemm import copy_strided, multiply_pixels, zero
 from .phases import entry_points
-from .simd import PIXEL_ROWS, copy, keep_whole, lanes, load, pointer, shift, unpack, vector_lanes
+from .planar_blocking import planar_forward
+from .simd import PIXEL_ROWS, keep_whole, load, pointer, shift, unpack, vector_lanes
 from .weights import pack_rows
 
 
@@ -80,9 +80,6 @@ class Layout(NamedTuple):
     segment_count: int
     offsets: int  # slab offset of each (c, tap)
     depth: int  # how many
-    panel: int  # columns of a panel; 0: the slab holds planes
-    whole_rows: int  # input rows are read whole and in order: where they touch, a block is one piece
-    row_span: int  # input columns between the first and the last that a row reads
     batch: int
     groups: int
     group_inputs: int
@@ -112,10 +109,10 @@ _FIELDS = len(Layout._fields)
 
 
 @jit(inline=True)
-def pack_line(g, segments, source, target, first_column, columns):
+def pack_line(segments, segment_count, step_w, source, target, first_column, columns):
     """``columns`` padded positions of an input row of one channel, from ``first_column``."""
     keep_whole()
-    for i in range(0, 4 * g.segment_count, 4):
+    for i in range(0, 4 * segment_count, 4):
         start, first, count = load(segments, i), load(segments, i + 1), load(segments, i + 3)
         begin = max(start, first_column)
         n = min(start + count, first_column + columns) - begin
@@ -125,7 +122,7 @@ def pack_line(g, segments, source, target, first_column, columns):
         if first < 0:
             zero(t, n)
         else:
-            copy_strided(shift(source, (first + (begin - start) * step) * g.x_w), step * g.x_w, t, n)
+            copy_strided(shift(source, (first + (begin - start) * step) * step_w), step * step_w, t, n)
 
 
 @jit(inline=True)
@@ -166,50 +163,16 @@ def pack_planes(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, colu
                 continue
             source = shift(plane_x, d * g.x_d + h * g.x_h)
             if g.phases == 1:
-                pack_line(g, segments, source, target, ow0, wide)
+                pack_line(segments, g.segment_count, g.x_w, source, target, ow0, wide)
                 zero(shift(target, wide), g.pitch - wide)
             else:
-                pack_line(g, segments, source, line, ow0 * g.stride_w, wide)
+                pack_line(segments, g.segment_count, g.x_w, source, line, ow0 * g.stride_w, wide)
                 split_phases(g.phases, line, target, g.pitch, wide)
                 for f in range(g.phases):
                     filled = (wide - f + g.phases - 1) // g.phases
                     zero(shift(target, f * g.pitch + filled), g.pitch - filled)
         # tiles read whole vectors: what they see past the end must not be subnormal numbers, which multiply slowly
         zero(shift(plane, ((g.kernel_d - 1) * g.slab_rows + used) * row_step), lanes)
-
-
-@jit(inline=True)
-def pack_panels(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns):
-    """The same of single taps, one panel of a tile's columns after another: [panel][c][column].
-
-    Where NCHW planes lie as a tile wants them it could read them in place. Tried: 5 to 10% slower (256 to 64 channels
-    on 56 x 56), because every step of the tile then touches another page and rows of one channel share a few cache
-    sets; letting the first tile copy the vectors that it reads into the panel was up to 30% slower.
-    """
-    keep_whole()
-    source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
-    segments, x = pointer(g.segments, table), shift(pointer(g.x, kind), n * g.x_n + load(source_d, od) * g.x_d)
-    pixels = rows * columns
-    in_place = g.whole_rows and g.x_w == 1 and g.x_h == columns
-    last = pixels // g.panel * g.panel
-    if pixels > last:
-        zero(shift(slab, last * g.group_inputs), g.panel * g.group_inputs)
-    for c in range(g.group_inputs):
-        plane = shift(x, (channel + c) * g.x_c)
-        if in_place:
-            source = shift(plane, load(source_h, oh0) * g.x_h)
-        else:
-            source = line
-            for r in range(rows):
-                h, target = load(source_h, oh0 + r), shift(line, r * columns)
-                if h < 0 or load(source_d, od) < 0:
-                    zero(target, columns)
-                else:
-                    pack_line(g, segments, shift(plane, h * g.x_h), target, ow0, columns)
-        target = shift(slab, c * g.panel)
-        for p in range(0, last, g.panel):
-            copy(shift(source, p), shift(target, p * g.group_inputs), g.panel)
-        copy(shift(source, last), shift(target, last * g.group_inputs), pixels - last)
 
 
 @jit
@@ -221,11 +184,12 @@ def forward_range(t, threads, table, chunk, kind):
     slab, memory = pointer(memory, kind), memory + g.slab_bytes
     line, memory = pointer(memory, kind), memory + g.line_bytes
     sums, runs = pointer(memory, kind), pointer(memory + g.tile_bytes, table)
-    weights, offsets, source_h = pointer(g.weights, kind), pointer(g.offsets, table), pointer(g.source_h, table)
+    zeros = shift(sums, PIXEL_ROWS * 3 * lanes)
+    zero(zeros, PIXEL_ROWS)
+    weights, offsets = pointer(g.weights, kind), pointer(g.offsets, table)
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
-    plain = g.bias == 0 and g.residual == 0 and g.activation == 0 and g.out_w == 1 and g.depth > 0
-    row_lines = -(-g.row_span // lanes)
-    packed_block, run_count, lines = -1, 0, 0
+    plain = g.residual == 0 and (g.activation == 0 or g.activation == RELU) and g.out_w == 1 and g.depth > 0
+    packed_block, run_count = -1, 0
     items = g.batch * g.out_depth * g.row_blocks * g.column_blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
         block, part = item // g.k_parts, item % g.k_parts
@@ -237,20 +201,13 @@ def forward_range(t, threads, table, chunk, kind):
         if block != packed_block:
             packed_block = block
             channel = group * g.group_inputs
-            if g.panel:
-                pack_panels(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns)
-            else:
-                pack_planes(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns)
+            pack_planes(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns)
             run_count = 0
             for r in range(rows):
                 y = n * g.out_n + od * g.out_d + (oh0 + r) * g.out_h + ow0 * g.out_w
                 z = n * g.residual_n + od * g.residual_d + (oh0 + r) * g.residual_h + ow0 * g.residual_w
-                position = r * columns if g.panel else r * g.stride_h * g.phases * g.pitch
+                position = r * g.stride_h * g.phases * g.pitch
                 run_count = add_run(runs, run_count, position, columns, y, g.out_w, z, g.residual_w)
-        # one row of single taps is followed by the next: its lines are fetched meanwhile, one channel after another
-        fetched = 0
-        lines = row_lines * rows if g.panel and g.column_blocks == 1 and oh0 + 2 * rows <= g.out_height else 0
-        x = shift(pointer(g.x, kind), n * g.x_n + group * g.group_inputs * g.x_c + od * g.x_d)
 
         for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
             w = shift(weights, (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
@@ -261,26 +218,15 @@ def forward_range(t, threads, table, chunk, kind):
                 p = 0
                 while p < length:
                     b, wide = shift(slab, position + p), min(3 * lanes, length - p)
-                    if g.panel:
-                        column = (position + p) % g.panel
-                        b, wide = (
-                            shift(slab, (position + p - column) * g.group_inputs + column),
-                            min(wide, g.panel - column),
-                        )
                     vectors = -(-wide // lanes)
-                    ahead, ahead_step = w, 0
-                    if fetched < lines:
-                        h = load(source_h, (oh0 + rows + fetched // row_lines) * g.stride_h)
-                        ahead = shift(x, h * g.x_h + fetched % row_lines * lanes * g.x_w)
-                        ahead_step = g.x_c
-                        fetched += 1
                     if plain and height == PIXEL_ROWS and wide == vectors * lanes:
                         to = shift(out, y + p + channel * g.out_c)
-                        multiply_pixels(vectors, g.depth, offsets, w, b, to, g.out_c, ahead, ahead_step)
+                        start = shift(bias, channel) if g.bias else zeros
+                        multiply_pixels(vectors, g.depth, offsets, w, b, to, g.out_c, start, g.activation, w, 0)
                     else:
                         ld = 3 * lanes
                         if g.depth:
-                            multiply_pixels(vectors, g.depth, offsets, w, b, sums, ld, ahead, ahead_step)
+                            multiply_pixels(vectors, g.depth, offsets, w, b, sums, ld, zeros, 0, w, 0)
                         else:  # no tap of the kernel reaches here
                             zero(sums, PIXEL_ROWS * ld)
                         for k in range(height):
@@ -296,7 +242,7 @@ def forward_range(t, threads, table, chunk, kind):
 @lru_cache(maxsize=256)
 def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The plan of one of blocking's cached correlations, which compare by identity."""
-    plan = blocking.planar_forward(c, itemsize, threads, PIXEL_ROWS)
+    plan = planar_forward(c, itemsize, threads, PIXEL_ROWS)
     depth, height, width = c.axes
     channel, d, r, s = np.ogrid[: c.group_inputs, : c.kernel[0], : c.kernel[1], : c.kernel[2]]
     column = s * width.dilation
@@ -304,17 +250,11 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     offsets = np.ascontiguousarray(
         (channel * plan.channel_step + row * plan.pitch + column // plan.phases).ravel(), np.int64
     )
-    panel = 3 * lanes(itemsize) if c.taps == 1 else 0
-    if panel:
-        offsets = np.arange(c.group_inputs, dtype=np.int64) * panel
-    row_span = int(np.ptp(width.source)) + 1 if width.source.size else 0
     segments, segment_count = c.segments
-    in_order = all(np.array_equal(axis.source, np.arange(axis.out)) for axis in (height, width))
-    whole_rows = c.taps == 1 and in_order and plan.columns == width.out
     fixed = (
         sum(plan.scratch), *plan.scratch[:3],
         address(depth.source), address(height.source), address(segments), segment_count,
-        address(offsets), offsets.size, panel, int(whole_rows), row_span,
+        address(offsets), offsets.size,
         c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
         plan.rows, plan.columns, plan.row_blocks, plan.column_blocks, plan.slab_rows, plan.slab_columns,
         plan.phases, plan.pitch, plan.channel_step,
@@ -325,7 +265,7 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
     """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
-    size = blocking.planar_forward(c, w.itemsize, threads, PIXEL_ROWS).packed
+    size = planar_forward(c, w.itemsize, threads, PIXEL_ROWS).packed
     packed = scratch.take(size, w.dtype) if scratch else aligned_empty(size, w.dtype)
     if size:
         pack_rows(w, packed, PIXEL_ROWS, threads)

@@ -1,0 +1,176 @@
+"""How the kernels whose lanes are pixels (``planar``, ``pointwise``) cut their work: plain Python, no Numba."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..geometry import ConvGeometry
+from .blocking import (
+    LINE_BYTES,
+    MAX_PIXEL_ROWS,
+    MAX_VECTOR_BYTES,
+    PIXEL_VECTORS,
+    Correlation,
+    _with_half,
+    aligned,
+    correlation,
+    even,
+    makespan,
+    phase_bytes,
+    round_up,
+)
+
+PLANE_BYTES = 256 << 10  # of one thread's packed planes
+PAGE_BYTES = 4096
+PLANE_PIXELS = 8192  # of one thread's block of planes
+TILE_BYTES = aligned(MAX_PIXEL_ROWS * PIXEL_VECTORS * MAX_VECTOR_BYTES) + 2 * LINE_BYTES  # sums, zeros, a spare vector
+
+
+@dataclass(frozen=True)
+class PlanarForward:
+    """The plan of a planar correlation: blocks of ``rows x columns`` output positions of one depth of one image."""
+
+    rows: int
+    columns: int
+    row_blocks: int
+    column_blocks: int
+    slab_rows: int
+    slab_columns: int  # padded positions under a row of the block
+    phases: int  # of the columns: the stride
+    pitch: int  # elements from a phase of a row to the next
+    channel_step: int  # elements
+    k_blocks: int
+    k_parts: int
+    scratch: tuple[int, int, int, int]  # slab, a row before it is split in phases, a tile, output runs
+    packed: int  # elements of the packed weights
+
+    @property
+    def thread_bytes(self) -> int:
+        return sum(self.scratch)
+
+
+def _cut(n: int, most: int, others: int, threads: int, multiple: int = 1) -> int:
+    """Rows (or columns) of a block: at most about ``most``, even for the threads where there are few blocks."""
+    least = -(-n // max(1, min(n, most)))
+    candidates: dict[int, int] = {}
+    for parts in range(least, 2 * least + threads):
+        size = round_up(-(-n // parts), multiple)
+        count = -(-n // size)
+        if count * others > 16 * threads:
+            candidates.setdefault(0, size)
+            break
+        sizes = [size] * (count - 1) + [n - size * (count - 1)]
+        candidates.setdefault(makespan(sizes, others, threads), size)
+    return candidates[min(candidates)]
+
+
+@lru_cache(maxsize=512)
+def planar_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int = MAX_PIXEL_ROWS) -> PlanarForward:
+    depth, height, width = c.axes
+    lanes, line = MAX_VECTOR_BYTES // itemsize, LINE_BYTES // itemsize
+    phases = max(width.stride, 1)
+
+    def pitch_of(columns: int) -> int:
+        return round_up(-(-width.extent(columns) // phases), lanes)
+
+    def step_of(rows: int, columns: int) -> int:
+        size = depth.kernel * height.extent(rows) * phases * pitch_of(columns) + lanes
+        return (-(-size // line) | 1) * line  # an odd number of lines: channels spread over the cache's sets
+
+    def fits(rows: int, columns: int) -> bool:
+        return c.group_inputs * step_of(rows, columns) * itemsize <= PLANE_BYTES
+
+    most = min(width.out, PLANE_PIXELS)
+    while most > PIXEL_VECTORS * lanes and not fits(1, most):
+        most = max(PIXEL_VECTORS * lanes, most // 2)
+    others = c.batch * depth.out * c.groups
+    columns = width.out if most >= width.out else most
+    if height.out == 1:
+        columns = min(width.out, _cut(width.out, columns, others, threads, lanes))
+    elif columns < width.out:
+        columns = round_up(even(width.out, columns), lanes)
+    column_blocks = -(-width.out // columns) if width.out else 0
+    rows = max(1, min(height.out, PLANE_PIXELS // columns))
+    while rows > 1 and not fits(rows, columns):
+        rows -= 1
+    rows = _cut(height.out, rows, others * column_blocks, threads) if height.out else 1
+    row_blocks = -(-height.out // rows)
+    k_blocks = -(-c.group_outputs // tile_rows)
+    k_parts = max(1, min(-(-c.group_outputs // MAX_PIXEL_ROWS), threads // max(1, others * row_blocks * column_blocks)))
+    slab = c.group_inputs * step_of(rows, columns) + PIXEL_VECTORS * lanes
+    extent = width.extent(columns)
+    return PlanarForward(
+        rows, columns, row_blocks, column_blocks, height.extent(rows), extent, phases, pitch_of(columns),
+        step_of(rows, columns), k_blocks, k_parts,
+        (
+            aligned(slab * itemsize),
+            aligned((2 * extent + 4 * lanes) * itemsize),
+            TILE_BYTES,
+            aligned(rows * 4 * 8),
+        ),
+        c.groups * k_blocks * tile_rows * c.taps * c.group_inputs,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PointwiseForward:
+    """The plan of a 1x1 correlation: blocks of ``pixels`` of one image's output plane, counted along its rows."""
+
+    pixels: int
+    blocks: int  # of a plane
+    k_blocks: int
+    k_parts: int
+    scratch: tuple[int, int, int, int]  # a slab (of two), a channel's pixels, a tile, output runs
+    packed: int  # elements of the packed weights
+
+    @property
+    def thread_bytes(self) -> int:
+        return sum(self.scratch) + self.scratch[0]
+
+
+@lru_cache(maxsize=512)
+def pointwise_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int = MAX_PIXEL_ROWS) -> PointwiseForward:
+    depth, height, width = c.axes
+    panel = PIXEL_VECTORS * MAX_VECTOR_BYTES // itemsize
+    plane, others = height.out * width.out, c.batch * depth.out * c.groups
+    most = max(panel, min(PLANE_PIXELS, PLANE_BYTES // max(1, c.group_inputs * itemsize)))
+    pixels = _cut(plane, most, others, threads, panel) if plane else panel
+    blocks = -(-plane // pixels)
+    k_parts = max(1, min(-(-c.group_outputs // MAX_PIXEL_ROWS), threads // max(1, others * blocks)))
+    # the two slabs lie half a page apart, so that what is stored into one is not taken for what is read from the other
+    slab = round_up(c.group_inputs * pixels * itemsize, PAGE_BYTES) + PAGE_BYTES // 2
+    k_blocks = -(-c.group_outputs // tile_rows)
+    rows = pixels // max(1, width.out) + 2
+    scratch = (slab, aligned(pixels * itemsize), TILE_BYTES, aligned(rows * 4 * 8))
+    return PointwiseForward(pixels, blocks, k_blocks, k_parts, scratch, c.groups * k_blocks * tile_rows * c.taps * c.group_inputs)
+
+
+def _workspaces(
+    plan: Callable[[Correlation, int, int], PlanarForward | PointwiseForward],
+) -> tuple[Callable[[ConvGeometry, int, int], int], Callable[[ConvGeometry, int, int], int]]:
+    """The functions that state the bytes of workspace of ``forward``, its weights packed there too, and
+    ``grad_input``."""
+
+    def nbytes(c: Correlation, itemsize: int, threads: int) -> int:
+        threads = c.useful_threads(threads)
+        p = plan(c, itemsize, threads)
+        return aligned(p.packed * itemsize) + threads * p.thread_bytes
+
+    @lru_cache(maxsize=512)
+    def forward(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
+        return _with_half(geometry, itemsize, lambda size: nbytes(correlation(geometry), size, threads))
+
+    @lru_cache(maxsize=512)
+    def grad_input(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
+        def phases(size: int) -> int:
+            return phase_bytes(geometry, size, threads, lambda c: nbytes(c, size, threads))
+
+        return _with_half(geometry, itemsize, phases)
+
+    return forward, grad_input
+
+
+planar_forward_workspace, planar_grad_input_workspace = _workspaces(planar_forward)
+pointwise_forward_workspace, pointwise_grad_input_workspace = _workspaces(pointwise_forward)

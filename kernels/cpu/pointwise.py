@@ -1,0 +1,272 @@
+"""1x1 convolution of planes as they lie: the matrix product of the weights and the pixels, nothing is transposed.
+
+    out[n, k, p] = sum over c  w[k, c] * x[n, c, p * stride - padding]
+
+Loops of ``forward``, outermost first; threads share the items:
+
+    item: a block of pixels of one image's output plane, one group, a part of its output channels
+        pack the pixels into panels of a tile's width, in L2                            x -> slab [panel][c][column]
+        for each 8 output channels (weights packed [k block][c][8])
+            for each panel
+                tile: 8 channels x 48 pixels (AVX-512, float32), straight into out      slab, w -> out
+
+    x: a plane a channel                        slab: a panel a tile
+    c0 |........========........|               |====|    48 pixels of c0      While the tiles multiply one slab, the
+    c1 |........========........|       ->      |====|    48 pixels of c1      next block's pixels go to the other: a
+    c2 |........========........|               |====|    48 pixels of c2      vector a step, inside the tile's loop.
+
+The products leave the ports for loads and stores half idle, so a vector copied with each step costs nothing, while
+packing between the blocks took 19% of the time (256 to 64 channels, 56 x 56: the caches' own bandwidth). The lines that
+it will copy are asked for a block earlier. That needs planes without gaps, stride or padding, and one group; all else
+is packed between the blocks, rows gathered where the stride or the padding puts them.
+
+Where NCHW planes lie as a tile wants them it could read them in place. Tried: 5 to 10% slower (256 to 64 channels on
+56 x 56), because every step of the tile then touches another page and rows of one channel share a few cache sets;
+letting the first tile copy the very vectors that it multiplies was up to 30% slower.
+
+Loses to channels-last arrays, whose pixels lie far apart, and on small planes with many channels (``direct``).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .arrays import Workspace, address, aligned_empty
+from .blocking import Correlation
+from .compile import jit
+from .epilogue import RELU, add_run, finish
+from .gemm import multiply_moving, zero
+from .phases import entry_points
+from .planar import pack_line
+from .planar_blocking import pointwise_forward
+from .simd import PIXEL_ROWS, copy, keep_whole, load, pointer, shift, unpack, vector_lanes
+from .weights import pack_rows
+
+
+class Layout(NamedTuple):
+    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
+
+    x: int
+    x_n: int
+    x_c: int
+    x_d: int
+    x_h: int
+    x_w: int
+    out: int
+    out_n: int
+    out_c: int
+    out_d: int
+    out_h: int
+    out_w: int
+    residual: int  # 0: none
+    residual_n: int
+    residual_c: int
+    residual_d: int
+    residual_h: int
+    residual_w: int
+    bias: int  # 0: none
+    activation: int
+    weights: int  # packed
+    scratch: int  # thread t's begins at scratch + t * thread_bytes
+    # from here on the same in every call with this geometry
+    thread_bytes: int
+    slab_bytes: int
+    line_bytes: int
+    tile_bytes: int
+    source_d: int
+    source_h: int
+    segments: int
+    segment_count: int
+    whole: int  # output position p reads input position p
+    taps: int  # 1, or 0 in a phase of a gradient that no tap reaches
+    batch: int
+    groups: int
+    group_inputs: int
+    group_outputs: int
+    k_blocks: int
+    k_parts: int
+    pixels: int
+    blocks: int
+    out_depth: int
+    out_height: int
+    out_width: int
+
+
+_FIELDS = len(Layout._fields)
+
+
+@jit(inline=True)
+def place(block, groups, blocks, depth):
+    """Image, depth, block of the plane, and group of the ``block``-th block of all."""
+    rest, group = block // groups, block % groups
+    rest, i = rest // blocks, rest % blocks
+    return rest // depth, rest % depth, i, group
+
+
+@jit(inline=True)
+def pack_panels(table, kind, slab, line, n, channel, od, first, last, done):
+    """Output pixels ``first`` to ``last`` of a plane in panels, of which ``done`` are there already."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    lanes = vector_lanes(kind)
+    panel = 3 * lanes
+    source_d, source_h, segments = pointer(g.source_d, table), pointer(g.source_h, table), pointer(g.segments, table)
+    d = load(source_d, od)
+    x = shift(pointer(g.x, kind), n * g.x_n + d * g.x_d)
+    in_place = g.whole and g.x_w == 1 and (g.x_h == g.out_width or g.out_height == 1)
+    begin = first + done
+    for c in range(g.group_inputs):
+        plane = shift(x, (channel + c) * g.x_c)
+        source = shift(plane, begin)
+        if not in_place:
+            source, p = line, begin
+            while p < last:
+                row, column = p // g.out_width, p % g.out_width
+                columns, h, target = min(g.out_width - column, last - p), load(source_h, row), shift(line, p - begin)
+                if h < 0 or d < 0:
+                    zero(target, columns)
+                else:
+                    pack_line(segments, g.segment_count, g.x_w, shift(plane, h * g.x_h), target, column, columns)
+                p += columns
+        p = done
+        while p < last - first:
+            column = p % panel
+            columns = min(panel - column, last - first - p)
+            target = shift(slab, (p - column) * g.group_inputs + c * panel + column)
+            if columns % lanes:  # the tile reads whole vectors, and stale bits may be subnormal, which multiply slowly
+                zero(shift(target, columns // lanes * lanes), lanes)
+            copy(shift(source, p - done), target, columns)
+            p += columns
+
+
+@jit
+def forward_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation."""
+    g = Layout(*unpack(table, _FIELDS))
+    lanes = vector_lanes(kind)
+    panel = 3 * lanes
+    memory = g.scratch + t * g.thread_bytes
+    slab, following, memory = pointer(memory, kind), pointer(memory + g.slab_bytes, kind), memory + 2 * g.slab_bytes
+    line, memory = pointer(memory, kind), memory + g.line_bytes
+    sums, runs = pointer(memory, kind), pointer(memory + g.tile_bytes, table)
+    zeros, spare = shift(sums, PIXEL_ROWS * panel), shift(sums, PIXEL_ROWS * panel + max(lanes, PIXEL_ROWS))
+    zero(zeros, PIXEL_ROWS)
+    weights, x = pointer(g.weights, kind), pointer(g.x, kind)
+    out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
+    plain = g.residual == 0 and (g.activation == 0 or g.activation == RELU) and g.out_w == 1 and g.taps > 0
+    plane = g.out_height * g.out_width
+    in_place = g.whole and g.x_w == 1 and (g.x_h == g.out_width or g.out_height == 1)
+    moving = in_place and g.groups == 1 and g.k_parts == 1
+    blocks = g.batch * g.out_depth * g.blocks * g.groups
+    packed_block, moved, run_count = -1, 0, 0
+    begin, end = blocks * g.k_parts * t // threads, blocks * g.k_parts * (t + 1) // threads
+    for item in range(begin, end):
+        block, part = item // g.k_parts, item % g.k_parts
+        n, od, i, group = place(block, g.groups, g.blocks, g.out_depth)
+        first = i * g.pixels
+        pixels = min(g.pixels, plane - first)
+        if block != packed_block:
+            packed_block = block
+            slab, following = following, slab
+            if g.taps:
+                pack_panels(
+                    table, kind, slab, line, n, group * g.group_inputs, od, first, first + pixels, moved * lanes
+                )
+            moved, run_count, p = 0, 0, first
+            while p < first + pixels:
+                row, column = p // g.out_width, p % g.out_width
+                columns = min(g.out_width - column, first + pixels - p)
+                y = n * g.out_n + od * g.out_d + row * g.out_h + column * g.out_w
+                z = n * g.residual_n + od * g.residual_d + row * g.residual_h + column * g.residual_w
+                run_count = add_run(runs, run_count, p - first, columns, y, g.out_w, z, g.residual_w)
+                p += columns
+
+        # what the tiles copy meanwhile: whole vectors of the next block; and fetch: lines of the one after it
+        vectors, lines, tile, fetched = 0, 0, 0, 0
+        source, ahead = x, x
+        if moving and item + 1 < end:
+            n, od, i, _ = place(block + 1, 1, g.blocks, g.out_depth)
+            source = shift(x, n * g.x_n + od * g.x_d + i * g.pixels)
+            vectors = min(g.pixels, plane - i * g.pixels) // lanes
+        if moving and item + 2 < end:
+            n, od, i, _ = place(block + 2, 1, g.blocks, g.out_depth)
+            ahead = shift(x, n * g.x_n + od * g.x_d + i * g.pixels)
+            lines = -(-min(g.pixels, plane - i * g.pixels) // lanes)
+        tiles = -(-pixels // panel) * g.k_blocks
+
+        for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
+            w = shift(weights, (group * g.k_blocks + k_block) * g.group_inputs * PIXEL_ROWS)
+            channel = group * g.group_outputs + k_block * PIXEL_ROWS
+            height = min(PIXEL_ROWS, g.group_outputs - k_block * PIXEL_ROWS)
+            for j in range(0, 4 * run_count, 4):
+                position, length, y, z = load(runs, j), load(runs, j + 1), load(runs, j + 2), load(runs, j + 3)
+                p = 0
+                while p < length:
+                    column = (position + p) % panel
+                    b = shift(slab, (position + p - column) * g.group_inputs + column)
+                    wide = min(panel - column, length - p)
+                    width = -(-wide // lanes)
+                    from_, to_, step, pitch, line_at, line_step = w, spare, 0, 0, w, 0
+                    if moved < vectors and moved * tiles <= tile * vectors:
+                        at = moved * lanes
+                        from_, step = shift(source, at), g.x_c
+                        to_, pitch = shift(following, at // panel * panel * g.group_inputs + at % panel), panel
+                        moved += 1
+                    if fetched < lines and fetched * tiles <= tile * lines:
+                        line_at, line_step = shift(ahead, fetched * lanes), g.x_c
+                        fetched += 1
+                    tile += 1
+                    if plain and height == PIXEL_ROWS and wide == width * lanes:
+                        to = shift(out, y + p + channel * g.out_c)
+                        start = shift(bias, channel) if g.bias else zeros
+                        multiply_moving(
+                            width, g.group_inputs, panel, w, b, to, g.out_c, start, g.activation, line_at, line_step,
+                            from_, to_, step, pitch,
+                        )  # fmt: skip
+                    else:
+                        if g.taps:
+                            multiply_moving(
+                                width, g.group_inputs, panel, w, b, sums, panel, zeros, 0, line_at, line_step,
+                                from_, to_, step, pitch,
+                            )  # fmt: skip
+                        else:  # no tap of the kernel reaches here
+                            zero(sums, PIXEL_ROWS * panel)
+                        for k in range(height):
+                            to = shift(out, y + p * g.out_w + (channel + k) * g.out_c)
+                            other = shift(residual, z + p * g.residual_w + (channel + k) * g.residual_c)
+                            finish(
+                                shift(sums, k * panel), wide, g.bias, shift(bias, channel + k), 0, g.residual, other,
+                                g.residual_w, g.activation, to, g.out_w,
+                            )  # fmt: skip
+                    p += wide
+
+
+@lru_cache(maxsize=256)
+def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    """The plan of one of blocking's cached correlations, which compare by identity."""
+    plan = pointwise_forward(c, itemsize, threads, PIXEL_ROWS)
+    depth, height, width = c.axes
+    segments, segment_count = c.segments
+    whole = all(np.array_equal(axis.source, np.arange(axis.out)) for axis in c.axes)
+    fixed = (
+        plan.thread_bytes, *plan.scratch[:3],
+        address(depth.source), address(height.source), address(segments), segment_count,
+        int(whole), c.taps, c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
+        plan.pixels, plan.blocks, depth.out, height.out, width.out,
+    )  # fmt: skip
+    return fixed, (depth.source, height.source, segments)
+
+
+def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
+    """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
+    size = pointwise_forward(c, w.itemsize, threads, PIXEL_ROWS).packed
+    packed = scratch.take(size, w.dtype) if scratch else aligned_empty(size, w.dtype)
+    if size:
+        pack_rows(w, packed, PIXEL_ROWS, threads)
+    return packed
+
+
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)
