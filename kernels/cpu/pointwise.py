@@ -35,14 +35,14 @@ from typing import NamedTuple
 import numpy as np
 
 from .arrays import Workspace, address, aligned_empty
-from .blocking import Correlation
+from .blocking import PIXEL_VECTORS, Correlation
 from .compile import jit
 from .epilogue import RELU, add_run, finish
-from .gemm import multiply_moving, zero
+from .gemm import multiply_moving, multiply_pixels, zero
 from .phases import entry_points
 from .planar import pack_line
 from .planar_blocking import pointwise_forward
-from .simd import PIXEL_ROWS, copy, keep_whole, load, pointer, shift, unpack, vector_lanes
+from .simd import PIXEL_ROWS, copy, keep_whole, lanes, load, pointer, shift, unpack, vector_lanes
 from .weights import pack_rows
 
 
@@ -80,6 +80,7 @@ class Layout(NamedTuple):
     source_h: int
     segments: int
     segment_count: int
+    offsets: int  # of a panel's rows: elements
     whole: int  # output position p reads input position p
     taps: int  # 1, or 0 in a phase of a gradient that no tap reaches
     batch: int
@@ -111,8 +112,8 @@ def pack_panels(table, kind, slab, line, n, channel, od, first, last, done):
     """Output pixels ``first`` to ``last`` of a plane in panels, of which ``done`` are there already."""
     keep_whole()
     g = Layout(*unpack(table, _FIELDS))
-    lanes = vector_lanes(kind)
-    panel = 3 * lanes
+    lane_count = vector_lanes(kind)
+    panel = 3 * lane_count
     source_d, source_h, segments = pointer(g.source_d, table), pointer(g.source_h, table), pointer(g.segments, table)
     d = load(source_d, od)
     x = shift(pointer(g.x, kind), n * g.x_n + d * g.x_d)
@@ -136,8 +137,8 @@ def pack_panels(table, kind, slab, line, n, channel, od, first, last, done):
             column = p % panel
             columns = min(panel - column, last - first - p)
             target = shift(slab, (p - column) * g.group_inputs + c * panel + column)
-            if columns % lanes:  # the tile reads whole vectors, and stale bits may be subnormal, which multiply slowly
-                zero(shift(target, columns // lanes * lanes), lanes)
+            if columns % lane_count:  # the tile reads whole vectors, and stale bits may be subnormal, which multiply slowly
+                zero(shift(target, columns // lane_count * lane_count), lane_count)
             copy(shift(source, p - done), target, columns)
             p += columns
 
@@ -146,15 +147,15 @@ def pack_panels(table, kind, slab, line, n, channel, od, first, last, done):
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
     g = Layout(*unpack(table, _FIELDS))
-    lanes = vector_lanes(kind)
-    panel = 3 * lanes
+    lane_count = vector_lanes(kind)
+    panel = 3 * lane_count
     memory = g.scratch + t * g.thread_bytes
     slab, following, memory = pointer(memory, kind), pointer(memory + g.slab_bytes, kind), memory + 2 * g.slab_bytes
     line, memory = pointer(memory, kind), memory + g.line_bytes
     sums, runs = pointer(memory, kind), pointer(memory + g.tile_bytes, table)
-    zeros, spare = shift(sums, PIXEL_ROWS * panel), shift(sums, PIXEL_ROWS * panel + max(lanes, PIXEL_ROWS))
+    zeros, spare = shift(sums, PIXEL_ROWS * panel), shift(sums, PIXEL_ROWS * panel + max(lane_count, PIXEL_ROWS))
     zero(zeros, PIXEL_ROWS)
-    weights, x = pointer(g.weights, kind), pointer(g.x, kind)
+    weights, x, offsets = pointer(g.weights, kind), pointer(g.x, kind), pointer(g.offsets, table)
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
     plain = g.residual == 0 and (g.activation == 0 or g.activation == RELU) and g.out_w == 1 and g.taps > 0
     plane = g.out_height * g.out_width
@@ -173,7 +174,7 @@ def forward_range(t, threads, table, chunk, kind):
             slab, following = following, slab
             if g.taps:
                 pack_panels(
-                    table, kind, slab, line, n, group * g.group_inputs, od, first, first + pixels, moved * lanes
+                    table, kind, slab, line, n, group * g.group_inputs, od, first, first + pixels, moved * lane_count
                 )
             moved, run_count, p = 0, 0, first
             while p < first + pixels:
@@ -184,17 +185,14 @@ def forward_range(t, threads, table, chunk, kind):
                 run_count = add_run(runs, run_count, p - first, columns, y, g.out_w, z, g.residual_w)
                 p += columns
 
-        # what the tiles copy meanwhile: whole vectors of the next block; and fetch: lines of the one after it
-        vectors, lines, tile, fetched = 0, 0, 0, 0
-        source, ahead = x, x
+        # What the tiles copy meanwhile: whole vectors of the next block, fetched one turn before they are copied. Fetched
+        # a block before, they were gone from L2 when many output channels had passed through it.
+        vectors, tile, fetched = 0, 0, 0
+        source = x
         if moving and item + 1 < end:
             n, od, i, _ = place(block + 1, 1, g.blocks, g.out_depth)
             source = shift(x, n * g.x_n + od * g.x_d + i * g.pixels)
-            vectors = min(g.pixels, plane - i * g.pixels) // lanes
-        if moving and item + 2 < end:
-            n, od, i, _ = place(block + 2, 1, g.blocks, g.out_depth)
-            ahead = shift(x, n * g.x_n + od * g.x_d + i * g.pixels)
-            lines = -(-min(g.pixels, plane - i * g.pixels) // lanes)
+            vectors = min(g.pixels, plane - i * g.pixels) // lane_count
         tiles = -(-pixels // panel) * g.k_blocks
 
         for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
@@ -208,30 +206,42 @@ def forward_range(t, threads, table, chunk, kind):
                     column = (position + p) % panel
                     b = shift(slab, (position + p - column) * g.group_inputs + column)
                     wide = min(panel - column, length - p)
-                    width = -(-wide // lanes)
+                    width = -(-wide // lane_count)
                     from_, to_, step, pitch, line_at, line_step = w, spare, 0, 0, w, 0
-                    if moved < vectors and moved * tiles <= tile * vectors:
-                        at = moved * lanes
-                        from_, step = shift(source, at), g.x_c
-                        to_, pitch = shift(following, at // panel * panel * g.group_inputs + at % panel), panel
-                        moved += 1
-                    if fetched < lines and fetched * tiles <= tile * lines:
-                        line_at, line_step = shift(ahead, fetched * lanes), g.x_c
+                    if moved < vectors and fetched * tiles <= tile * (vectors + 1):
+                        if fetched > 0:
+                            at = moved * lane_count
+                            from_, step = shift(source, at), g.x_c
+                            to_, pitch = shift(following, at // panel * panel * g.group_inputs + at % panel), panel
+                            moved += 1
+                        if fetched < vectors:
+                            line_at, line_step = shift(source, fetched * lane_count), g.x_c
                         fetched += 1
                     tile += 1
-                    if plain and height == PIXEL_ROWS and wide == width * lanes:
+                    if plain and height == PIXEL_ROWS and wide == width * lane_count:
                         to = shift(out, y + p + channel * g.out_c)
                         start = shift(bias, channel) if g.bias else zeros
-                        multiply_moving(
-                            width, g.group_inputs, panel, w, b, to, g.out_c, start, g.activation, line_at, line_step,
-                            from_, to_, step, pitch,
-                        )  # fmt: skip
+                        if pitch:
+                            multiply_moving(
+                                width, g.group_inputs, panel, w, b, to, g.out_c, start, g.activation, line_at,
+                                line_step, from_, to_, step, pitch,
+                            )  # fmt: skip
+                        else:
+                            multiply_pixels(
+                                width, g.group_inputs, offsets, w, b, to, g.out_c, start, g.activation, line_at,
+                                line_step,
+                            )  # fmt: skip
                     else:
                         if g.taps:
-                            multiply_moving(
-                                width, g.group_inputs, panel, w, b, sums, panel, zeros, 0, line_at, line_step,
-                                from_, to_, step, pitch,
-                            )  # fmt: skip
+                            if pitch:
+                                multiply_moving(
+                                    width, g.group_inputs, panel, w, b, sums, panel, zeros, 0, line_at, line_step,
+                                    from_, to_, step, pitch,
+                                )  # fmt: skip
+                            else:
+                                multiply_pixels(
+                                    width, g.group_inputs, offsets, w, b, sums, panel, zeros, 0, line_at, line_step
+                                )
                         else:  # no tap of the kernel reaches here
                             zero(sums, PIXEL_ROWS * panel)
                         for k in range(height):
@@ -251,13 +261,14 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     depth, height, width = c.axes
     segments, segment_count = c.segments
     whole = all(np.array_equal(axis.source, np.arange(axis.out)) for axis in c.axes)
+    offsets = np.arange(c.group_inputs, dtype=np.int64) * (PIXEL_VECTORS * lanes(itemsize))
     fixed = (
         plan.thread_bytes, *plan.scratch[:3],
         address(depth.source), address(height.source), address(segments), segment_count,
-        int(whole), c.taps, c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
+        address(offsets), int(whole), c.taps, c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
         plan.pixels, plan.blocks, depth.out, height.out, width.out,
     )  # fmt: skip
-    return fixed, (depth.source, height.source, segments)
+    return fixed, (depth.source, height.source, segments, offsets)
 
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
