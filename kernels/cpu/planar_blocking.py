@@ -140,7 +140,7 @@ def pointwise_forward(c: Correlation, itemsize: int, threads: int, tile_rows: in
     blocks = -(-plane // pixels)
     k_parts = max(1, min(-(-c.group_outputs // MAX_PIXEL_ROWS), threads // max(1, others * blocks)))
     # the two slabs lie half a page apart, so that what is stored into one is not taken for what is read from the other
-    slab = round_up(c.group_inputs * pixels * itemsize, PAGE_BYTES) + PAGE_BYTES // 2
+    slab = round_up(c.group_inputs * pixels * itemsize, PAGE_BYTES) + PAGE_BYTES
     k_blocks = -(-c.group_outputs // tile_rows)
     rows = pixels // max(1, width.out) + 2
     scratch = (slab, aligned(pixels * itemsize), TILE_BYTES, aligned(rows * 4 * 8))

@@ -162,7 +162,7 @@ def forward_range(t, threads, table, chunk, kind):
     in_place = g.whole and g.x_w == 1 and (g.x_h == g.out_width or g.out_height == 1)
     moving = in_place and g.groups == 1 and g.k_parts == 1
     blocks = g.batch * g.out_depth * g.blocks * g.groups
-    packed_block, moved, run_count = -1, 0, 0
+    packed_block, moved, run_count, turn = -1, 0, 0, 1
     begin, end = blocks * g.k_parts * t // threads, blocks * g.k_parts * (t + 1) // threads
     for item in range(begin, end):
         block, part = item // g.k_parts, item % g.k_parts
@@ -171,7 +171,9 @@ def forward_range(t, threads, table, chunk, kind):
         pixels = min(g.pixels, plane - first)
         if block != packed_block:
             packed_block = block
-            slab, following = following, slab
+            turn += 1
+            slab = following
+            following = pointer(g.scratch + t * g.thread_bytes + turn % 2 * g.slab_bytes + (7 * turn) % 8 * 512, kind)
             if g.taps:
                 pack_panels(
                     table, kind, slab, line, n, group * g.group_inputs, od, first, first + pixels, moved * lane_count
@@ -215,7 +217,8 @@ def forward_range(t, threads, table, chunk, kind):
                             to_, pitch = shift(following, at // panel * panel * g.group_inputs + at % panel), panel
                             moved += 1
                         if fetched < vectors:
-                            line_at, line_step = shift(source, fetched * lane_count), g.x_c
+                            # the line of the vector's last element: the one before has that of the first
+                            line_at, line_step = shift(source, (fetched + 1) * lane_count - 1), g.x_c
                         fetched += 1
                     tile += 1
                     if plain and height == PIXEL_ROWS and wide == width * lane_count:
