@@ -56,7 +56,7 @@ from .epilogue import add_run, write_channels, write_positions
 from .gemm import gather, multiply, multiply_lanes, multiply_narrow, transpose, zero
 from .half import in_float32
 from .phases import entry_points
-from .simd import TILE_ROWS, columns, load, pointer, shift, store, unpack, vector_lanes
+from .simd import TILE_ROWS, columns, keep_whole, load, pointer, shift, store, unpack, vector_lanes
 from .slab import pack_row
 from .threads import run_shares
 from .weights import pack_columns, unpack_columns
@@ -131,8 +131,10 @@ _FIELDS = len(Layout._fields)
 
 
 @jit(inline=True)
-def pack_slab(g, kind, table, slab, index, n0, images, od, oh0, rows, ow0, columns, first, last):
+def pack_slab(table, kind, slab, index, n0, images, od, oh0, rows, ow0, columns, first, last):
     """Rows ``first`` to ``last`` of the slab's (image, plane, row) list, for the block at (n0, od, oh0, ow0)."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))  # handed over, it would be copied to the stack in each call
     lanes = vector_lanes(kind)
     source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
     segments, x = pointer(g.segments, table), pointer(g.x, kind)
@@ -176,7 +178,7 @@ def forward_range(t, threads, table, chunk, kind):
         images, rows = min(g.images, g.batch - n0), min(g.rows, g.out_height - oh0)
         columns = min(g.columns, g.out_width - ow0)
         slab_rows = g.images * g.kernel_d * g.slab_rows
-        pack_slab(g, kind, table, slab, index, n0, images, od, oh0, rows, ow0, columns, 0, slab_rows)
+        pack_slab(table, kind, slab, index, n0, images, od, oh0, rows, ow0, columns, 0, slab_rows)
 
         positions, run_count = 0, 0
         for i in range(images):
@@ -300,7 +302,7 @@ def pack_chunk_range(t, threads, table, chunk, kind):
     columns = min(g.columns, g.out_width - h.ow0)
     n = g.images * g.kernel_d * g.slab_rows
     slab, first, last = pointer(h.slab, kind), n * t // threads, n * (t + 1) // threads
-    pack_slab(g, kind, table, slab, h.slab_index, h.n0, images, h.od, h.oh0, rows, h.ow0, columns, first, last)
+    pack_slab(table, kind, slab, h.slab_index, h.n0, images, h.od, h.oh0, rows, h.ow0, columns, first, last)
     n = g.k_blocks * images * rows
     for j in range(n * t // threads, n * (t + 1) // threads):
         k_block, image, row = j // (images * rows), j // rows % images, j % rows

@@ -95,9 +95,7 @@ def multiply_moving(
     """The same of rows ``panel`` elements apart, while ``depth`` vectors are copied from source to target."""
     keep_whole()
     if vectors == 3:
-        moving_tile(
-            depth, panel, a, b, c, ldc, bias, relu, ahead, ahead_step, source, target, source_step, target_step
-        )
+        moving_tile(depth, panel, a, b, c, ldc, bias, relu, ahead, ahead_step, source, target, source_step, target_step)
     elif vectors == 2:
         moving_tile_2(
             depth, panel, a, b, c, ldc, bias, relu, ahead, ahead_step, source, target, source_step, target_step

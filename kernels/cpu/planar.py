@@ -21,9 +21,9 @@ is read as if the stride were 1. Sums are complete when they leave the registers
 and go straight to the output where nothing is to be added to them and the tile is whole; else through one tile of
 memory in the L1 cache, to which bias, residual and activation are applied.
 
-Wins where ``direct`` must turn much data for few products: 1x1 kernels (the row ``pointwise``), first layers of 1 to 4
-channels, 8 output channels (direct's vectors stand half empty). Loses where rows are short (of a row of 7 pixels a
-vector wastes 9 lanes) and to channels-last arrays, whose pixels lie far apart.
+Wins where ``direct`` must turn much data for few products: first layers of 1 to 4 channels, 8 output channels (direct's
+vectors stand half empty); ``pointwise`` is its sister for 1x1 kernels. Loses where rows are short (of a row of 7 pixels
+a vector wastes 9 lanes) and to channels-last arrays, whose pixels lie far apart.
 """
 
 from __future__ import annotations
@@ -143,9 +143,10 @@ def split_phases(phases, line, target, pitch, n):
 
 
 @jit(inline=True)
-def pack_planes(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns):
+def pack_planes(table, kind, slab, line, n, channel, od, oh0, rows, ow0, columns):
     """The slab under the block at (n, od, oh0, ow0), for a group's input channels from ``channel``."""
     keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
     segments, x = pointer(g.segments, table), shift(pointer(g.x, kind), n * g.x_n)
@@ -201,7 +202,7 @@ def forward_range(t, threads, table, chunk, kind):
         if block != packed_block:
             packed_block = block
             channel = group * g.group_inputs
-            pack_planes(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns)
+            pack_planes(table, kind, slab, line, n, channel, od, oh0, rows, ow0, columns)
             run_count = 0
             for r in range(rows):
                 y = n * g.out_n + od * g.out_d + (oh0 + r) * g.out_h + ow0 * g.out_w

@@ -16,9 +16,10 @@ Loops of ``forward``, outermost first; threads share the items:
     c2 |........========........|               |====|    48 pixels of c2      vector a step, inside the tile's loop.
 
 The products leave the ports for loads and stores half idle, so a vector copied with each step costs nothing, while
-packing between the blocks took 19% of the time (256 to 64 channels, 56 x 56: the caches' own bandwidth). The lines that
-it will copy are asked for a block earlier. That needs planes without gaps, stride or padding, and one group; all else
-is packed between the blocks, rows gathered where the stride or the padding puts them.
+packing between the blocks took 19% of the time (256 to 64 channels, 56 x 56: the caches' own bandwidth; 332 GFLOP/s
+became 360, 512 to 128 on 28 x 28 went from 311 to 418). Tiles with nothing to copy run without: a store to a spare line
+in each step cost 10%. That needs planes without gaps, stride or padding, and one group; all else is packed between the
+blocks, rows gathered where the stride or the padding puts them.
 
 Where NCHW planes lie as a tile wants them it could read them in place. Tried: 5 to 10% slower (256 to 64 channels on
 56 x 56), because every step of the tile then touches another page and rows of one channel share a few cache sets;
@@ -112,8 +113,8 @@ def pack_panels(table, kind, slab, line, n, channel, od, first, last, done):
     """Output pixels ``first`` to ``last`` of a plane in panels, of which ``done`` are there already."""
     keep_whole()
     g = Layout(*unpack(table, _FIELDS))
-    lane_count = vector_lanes(kind)
-    panel = 3 * lane_count
+    vector = vector_lanes(kind)
+    panel = 3 * vector
     source_d, source_h, segments = pointer(g.source_d, table), pointer(g.source_h, table), pointer(g.segments, table)
     d = load(source_d, od)
     x = shift(pointer(g.x, kind), n * g.x_n + d * g.x_d)
@@ -137,8 +138,8 @@ def pack_panels(table, kind, slab, line, n, channel, od, first, last, done):
             column = p % panel
             columns = min(panel - column, last - first - p)
             target = shift(slab, (p - column) * g.group_inputs + c * panel + column)
-            if columns % lane_count:  # the tile reads whole vectors, and stale bits may be subnormal, which multiply slowly
-                zero(shift(target, columns // lane_count * lane_count), lane_count)
+            if columns % vector:  # tiles read whole vectors, and stale bits may be subnormal: those multiply slowly
+                zero(shift(target, columns // vector * vector), vector)
             copy(shift(source, p - done), target, columns)
             p += columns
 
@@ -147,13 +148,14 @@ def pack_panels(table, kind, slab, line, n, channel, od, first, last, done):
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
     g = Layout(*unpack(table, _FIELDS))
-    lane_count = vector_lanes(kind)
-    panel = 3 * lane_count
+    vector = vector_lanes(kind)
+    panel = 3 * vector
     memory = g.scratch + t * g.thread_bytes
-    slab, following, memory = pointer(memory, kind), pointer(memory + g.slab_bytes, kind), memory + 2 * g.slab_bytes
+    following, memory = pointer(memory + g.slab_bytes, kind), memory + 2 * g.slab_bytes
+    slab = following
     line, memory = pointer(memory, kind), memory + g.line_bytes
     sums, runs = pointer(memory, kind), pointer(memory + g.tile_bytes, table)
-    zeros, spare = shift(sums, PIXEL_ROWS * panel), shift(sums, PIXEL_ROWS * panel + max(lane_count, PIXEL_ROWS))
+    zeros = shift(sums, PIXEL_ROWS * panel)
     zero(zeros, PIXEL_ROWS)
     weights, x, offsets = pointer(g.weights, kind), pointer(g.x, kind), pointer(g.offsets, table)
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
@@ -171,12 +173,14 @@ def forward_range(t, threads, table, chunk, kind):
         pixels = min(g.pixels, plane - first)
         if block != packed_block:
             packed_block = block
+            # Slabs begin 512 bytes lower in a page each time: a load that follows a store 4 KiB away waits for it, and
+            # this way the tiles' loads reach the low bits of an address long after the copies stored there (1 to 2%).
             turn += 1
             slab = following
             following = pointer(g.scratch + t * g.thread_bytes + turn % 2 * g.slab_bytes + (7 * turn) % 8 * 512, kind)
             if g.taps:
                 pack_panels(
-                    table, kind, slab, line, n, group * g.group_inputs, od, first, first + pixels, moved * lane_count
+                    table, kind, slab, line, n, group * g.group_inputs, od, first, first + pixels, moved * vector
                 )
             moved, run_count, p = 0, 0, first
             while p < first + pixels:
@@ -187,14 +191,14 @@ def forward_range(t, threads, table, chunk, kind):
                 run_count = add_run(runs, run_count, p - first, columns, y, g.out_w, z, g.residual_w)
                 p += columns
 
-        # What the tiles copy meanwhile: whole vectors of the next block, fetched one turn before they are copied. Fetched
-        # a block before, they were gone from L2 when many output channels had passed through it.
+        # What the tiles copy meanwhile: whole vectors of the next block, each asked for one turn before. Asked for a
+        # block before, they were gone from L2 once many outputs had passed through it (64 to 256 channels: 10% slower).
         vectors, tile, fetched = 0, 0, 0
         source = x
         if moving and item + 1 < end:
             n, od, i, _ = place(block + 1, 1, g.blocks, g.out_depth)
             source = shift(x, n * g.x_n + od * g.x_d + i * g.pixels)
-            vectors = min(g.pixels, plane - i * g.pixels) // lane_count
+            vectors = min(g.pixels, plane - i * g.pixels) // vector
         tiles = -(-pixels // panel) * g.k_blocks
 
         for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
@@ -208,45 +212,34 @@ def forward_range(t, threads, table, chunk, kind):
                     column = (position + p) % panel
                     b = shift(slab, (position + p - column) * g.group_inputs + column)
                     wide = min(panel - column, length - p)
-                    width = -(-wide // lane_count)
-                    from_, to_, step, pitch, line_at, line_step = w, spare, 0, 0, w, 0
+                    width = -(-wide // vector)
+                    source_at, target_at, step, pitch, line_at, line_step = w, sums, 0, 0, w, 0
                     if moved < vectors and fetched * tiles <= tile * (vectors + 1):
                         if fetched > 0:
-                            at = moved * lane_count
-                            from_, step = shift(source, at), g.x_c
-                            to_, pitch = shift(following, at // panel * panel * g.group_inputs + at % panel), panel
+                            at = moved * vector
+                            source_at, step = shift(source, at), g.x_c
+                            column = at % panel
+                            target_at, pitch = shift(following, (at - column) * g.group_inputs + column), panel
                             moved += 1
                         if fetched < vectors:
                             # the line of the vector's last element: the one before has that of the first
-                            line_at, line_step = shift(source, (fetched + 1) * lane_count - 1), g.x_c
+                            line_at, line_step = shift(source, (fetched + 1) * vector - 1), g.x_c
                         fetched += 1
                     tile += 1
-                    if plain and height == PIXEL_ROWS and wide == width * lane_count:
-                        to = shift(out, y + p + channel * g.out_c)
-                        start = shift(bias, channel) if g.bias else zeros
-                        if pitch:
-                            multiply_moving(
-                                width, g.group_inputs, panel, w, b, to, g.out_c, start, g.activation, line_at,
-                                line_step, from_, to_, step, pitch,
-                            )  # fmt: skip
-                        else:
-                            multiply_pixels(
-                                width, g.group_inputs, offsets, w, b, to, g.out_c, start, g.activation, line_at,
-                                line_step,
-                            )  # fmt: skip
+                    whole = plain and height == PIXEL_ROWS and wide == width * vector
+                    to = shift(out, y + p + channel * g.out_c) if whole else sums
+                    ld, relu = (g.out_c, g.activation) if whole else (panel, 0)
+                    start = shift(bias, channel) if whole and g.bias else zeros
+                    if not g.taps:  # no tap of the kernel reaches here
+                        zero(sums, PIXEL_ROWS * panel)
+                    elif pitch:
+                        multiply_moving(
+                            width, g.group_inputs, panel, w, b, to, ld, start, relu, line_at, line_step,
+                            source_at, target_at, step, pitch,
+                        )  # fmt: skip
                     else:
-                        if g.taps:
-                            if pitch:
-                                multiply_moving(
-                                    width, g.group_inputs, panel, w, b, sums, panel, zeros, 0, line_at, line_step,
-                                    from_, to_, step, pitch,
-                                )  # fmt: skip
-                            else:
-                                multiply_pixels(
-                                    width, g.group_inputs, offsets, w, b, sums, panel, zeros, 0, line_at, line_step
-                                )
-                        else:  # no tap of the kernel reaches here
-                            zero(sums, PIXEL_ROWS * panel)
+                        multiply_pixels(width, g.group_inputs, offsets, w, b, to, ld, start, relu, line_at, line_step)
+                    if not whole:
                         for k in range(height):
                             to = shift(out, y + p * g.out_w + (channel + k) * g.out_c)
                             other = shift(residual, z + p * g.residual_w + (channel + k) * g.residual_c)
@@ -268,8 +261,8 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     fixed = (
         plan.thread_bytes, *plan.scratch[:3],
         address(depth.source), address(height.source), address(segments), segment_count,
-        address(offsets), int(whole), c.taps, c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
-        plan.pixels, plan.blocks, depth.out, height.out, width.out,
+        address(offsets), int(whole), c.taps, c.batch, c.groups, c.group_inputs, c.group_outputs,
+        plan.k_blocks, plan.k_parts, plan.pixels, plan.blocks, depth.out, height.out, width.out,
     )  # fmt: skip
     return fixed, (depth.source, height.source, segments, offsets)
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from .compile import jit
 from .gemm import gather, zero
-from .simd import keep_whole, load, shift, store
+from .simd import load, shift, store
 
 
 @jit(inline=True)
 def gather_lanes(g, source, position_stride, target, first_output, outputs, positions):
     """Slab positions for lane-by-lane products: ``[c][lane]`` is input channel c of the lane's group."""
-    keep_whole()
     width = g.pixel // g.group_inputs
     for lane in range(outputs):
         channel = (first_output + lane) // g.group_outputs * g.group_inputs
@@ -30,7 +29,6 @@ def gather_lanes(g, source, position_stride, target, first_output, outputs, posi
 @jit(inline=True)
 def pack_row(g, lanes, segments, source, inside, target, slab, first_column, columns):
     """One slab row: ``columns`` positions from padded column ``first_column``; zeros where not ``inside``."""
-    keep_whole()
     if not inside:
         zero(target, columns * g.pixel)
         return

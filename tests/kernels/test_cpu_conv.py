@@ -14,6 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastconv.kernels import ACTIVATIONS, reference
-from fastconv.kernels.cpu import blocking, weights
+from fastconv.kernels.cpu import blocking, planar_blocking, weights
 from fastconv.kernels.geometry import PADDING_MODES, ConvGeometry, conv_output_size
 from tests.guard import GUARDS, guarded
 
@@ -79,10 +80,16 @@ EDGES = {
 SHAPES = {"forward": "xwy", "grad_input": "ywx", "grad_weight": "xyw"}  # operands, then the result
 
 
+def size_of(algorithm: str, direction: str) -> Any:
+    """The function that states the workspace."""
+    home = planar_blocking if algorithm in ("planar", "pointwise") else blocking
+    return getattr(home, f"{algorithm}_{direction}_workspace")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_problems_use_threads_too():
     """Let every problem use the threads it is given."""
-    sizes = [getattr(blocking, f"{a}_{d}_workspace") for a, d in KERNELS]
+    sizes = [size_of(a, d) for a, d in KERNELS]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocking, "THREAD_WORK", 1)
         patch.setattr(weights, "THREAD_ELEMENTS", 1)
@@ -129,7 +136,7 @@ def compute(
     out = result_of(geometry, direction, dtype or arrays[0].dtype) if out is None else out
     options = {"threads": threads}
     if module is not reference:
-        size = getattr(blocking, f"{algorithm}_{direction}_workspace")(geometry, out.itemsize, threads)
+        size = size_of(algorithm, direction)(geometry, out.itemsize, threads)
         options["workspace"] = guarded(size, np.uint8)
     if direction == "grad_weight":
         module.grad_weight(geometry, *arrays, out, **options)
@@ -152,6 +159,37 @@ def test_is_exact_and_independent_of_threads(algorithm, name, direction):
         want = expected(direction, geometry, arrays)
         for threads in (1, 2, 5):
             np.testing.assert_array_equal(compute(algorithm, direction, geometry, arrays, threads=threads), want)
+
+
+POINTWISE = {
+    "a pixel": conv(1, 1, 1, (1, 1), 1),
+    "rows of tiles": conv(3, 35, 50, (9, 9), 1),
+    "many blocks": conv(3, 300, 24, (21, 33), 1),
+    "stride and padding": conv(2, 16, 33, (17, 19), 1, stride=(2, 3), pad=((1, 0), (2, 2))),
+    "replicate": conv(2, 6, 17, (8, 9), 1, pad=((1, 2), (3, 1)), mode="replicate"),
+    "groups": conv(2, 24, 48, (17, 17), 1, groups=3),
+    "1-D": conv(4, 5, 16, (100,), 1),
+    "3-D": conv(2, 9, 8, (3, 5, 11), 1),
+    "3-D, stride": conv(2, 3, 9, (4, 5, 6), 1, stride=2, pad=1),
+}
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise_is_exact(name, direction):
+    geometry = POINTWISE[name]
+    for dtype in (np.float32, np.float64):
+        arrays = operands(geometry, direction, dtype)
+        shape = shape_of(geometry, SHAPES[direction][2])
+        bias = integers(np.random.default_rng(1), shape[1], dtype)
+        residual = integers(np.random.default_rng(2), shape, dtype)
+        for options in ({}, {"bias": bias, "activation": "relu"}, {"bias": bias, "residual": residual}):
+            want = expected(direction, geometry, arrays, **options)
+            for threads in (1, 2, 5):
+                result = compute("pointwise", direction, geometry, arrays, threads=threads, **options)
+                np.testing.assert_array_equal(result, want)
+            changed = [channels_last(arrays[0]), arrays[1][..., ::-1].copy()[..., ::-1]]
+            np.testing.assert_array_equal(compute("pointwise", direction, geometry, changed, **options), want)
 
 
 @st.composite
@@ -369,7 +407,10 @@ def test_forked_children_compute_too():
 
 
 AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+popcnt,+lzcnt,+f16c,+movbe"
-TARGETS = {"AVX2": ("haswell", AVX2, 32, "direct im2col planar"), "SSE2": ("x86-64", "+sse,+sse2", 16, "direct planar")}
+TARGETS = {
+    "AVX2": ("haswell", AVX2, 32, "direct im2col planar pointwise"),
+    "SSE2": ("x86-64", "+sse,+sse2", 16, "direct planar pointwise"),
+}
 OTHER_ISA = """
 import json, sys
 import numpy as np
@@ -379,7 +420,7 @@ right = {}
 for name in ("several blocks", "small groups", "asymmetric padding"):
     for algorithm in sys.argv[1].split():
         for direction in t.DIRECTIONS[: 3 if algorithm == "direct" else 2]:
-            geometry = t.EDGES[name]
+            geometry = t.POINTWISE["many blocks"] if algorithm == "pointwise" else t.EDGES[name]
             arrays = t.operands(geometry, direction)
             result = t.compute(algorithm, direction, geometry, arrays)
             same = np.array_equal(result, t.expected(direction, geometry, arrays))
