@@ -117,10 +117,15 @@ def planar_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int =
 
 @dataclass(frozen=True)
 class PointwiseForward:
-    """The plan of a 1x1 correlation: blocks of ``pixels`` of one image's output plane, counted along its rows."""
+    """The plan of a 1x1 correlation: blocks of whole panels of one image's output plane, counted along its rows.
 
-    pixels: int
+    The last block of a plane also has the pixels that fill no panel: as a block of their own, the 4 that 14 x 14 leaves
+    would read all weights again.
+    """
+
     blocks: int  # of a plane
+    panels: int  # of ``unit`` pixels in a plane
+    unit: int
     k_blocks: int
     k_parts: int
     scratch: tuple[int, int, int, int]  # a slab (of two), a channel's pixels, a tile, output runs
@@ -131,23 +136,36 @@ class PointwiseForward:
         return sum(self.scratch) + self.scratch[0]
 
 
+def _parts(n: int, most: int, others: int, threads: int) -> int:
+    """Into how many even parts to cut ``n``: each at most ``most``, even for the threads where there are few."""
+    least = -(-n // most)
+    candidates: dict[int, int] = {}
+    for parts in range(least, min(n, 2 * least + threads) + 1):
+        if parts * others > 16 * threads:
+            candidates.setdefault(0, parts)
+            break
+        sizes = [n * (i + 1) // parts - n * i // parts for i in range(parts)]
+        candidates.setdefault(makespan(sizes, others, threads), parts)
+    return candidates[min(candidates)]
+
+
 @lru_cache(maxsize=512)
 def pointwise_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int = MAX_PIXEL_ROWS) -> PointwiseForward:
     depth, height, width = c.axes
     panel = PIXEL_VECTORS * MAX_VECTOR_BYTES // itemsize
     plane, others = height.out * width.out, c.batch * depth.out * c.groups
-    most = max(panel, min(PLANE_PIXELS, PANEL_BYTES // max(1, c.group_inputs * itemsize)))
-    pixels = _cut(plane, most, others, threads, panel) if plane else panel
-    blocks = -(-plane // pixels)
+    panels = max(1, plane // panel)
+    most = max(1, min(PLANE_PIXELS, PANEL_BYTES // max(1, c.group_inputs * itemsize)) // panel)
+    blocks = _parts(panels, most, others, threads)
+    pixels = (-(-panels // blocks) + 1) * panel  # at most
     k_parts = max(1, min(-(-c.group_outputs // MAX_PIXEL_ROWS), threads // max(1, others * blocks)))
-    # the two slabs lie half a page apart, so that what is stored into one is not taken for what is read from the other
+    # a page to spare: where in it a slab begins changes from block to block (see ``pointwise``)
     slab = round_up(c.group_inputs * pixels * itemsize, PAGE_BYTES) + PAGE_BYTES
     k_blocks = -(-c.group_outputs // tile_rows)
     rows = pixels // max(1, width.out) + 2
     scratch = (slab, aligned(pixels * itemsize), TILE_BYTES, aligned(rows * 4 * 8))
-    return PointwiseForward(
-        pixels, blocks, k_blocks, k_parts, scratch, c.groups * k_blocks * tile_rows * c.taps * c.group_inputs
-    )
+    packed = c.groups * k_blocks * tile_rows * c.taps * c.group_inputs
+    return PointwiseForward(blocks, panels, panel, k_blocks, k_parts, scratch, packed)
 
 
 def _workspaces(

@@ -90,8 +90,9 @@ class Layout(NamedTuple):
     group_outputs: int
     k_blocks: int
     k_parts: int
-    pixels: int
-    blocks: int
+    blocks: int  # of a plane
+    panels: int  # whole ones of ``unit`` pixels in a plane
+    unit: int
     out_depth: int
     out_height: int
     out_width: int
@@ -106,6 +107,13 @@ def place(block, groups, blocks, depth):
     rest, group = block // groups, block % groups
     rest, i = rest // blocks, rest % blocks
     return rest // depth, rest % depth, i, group
+
+
+@jit(inline=True)
+def part_of(i, panels, blocks, unit, plane):
+    """The first pixel of block i of a plane and how many it has: the last one has those that fill no panel, too."""
+    first, last = panels * i // blocks * unit, panels * (i + 1) // blocks * unit
+    return first, (plane if i == blocks - 1 else last) - first
 
 
 @jit(inline=True)
@@ -169,8 +177,7 @@ def forward_range(t, threads, table, chunk, kind):
     for item in range(begin, end):
         block, part = item // g.k_parts, item % g.k_parts
         n, od, i, group = place(block, g.groups, g.blocks, g.out_depth)
-        first = i * g.pixels
-        pixels = min(g.pixels, plane - first)
+        first, pixels = part_of(i, g.panels, g.blocks, g.unit, plane)
         if block != packed_block:
             packed_block = block
             # Slabs begin 512 bytes lower in a page each time: a load that follows a store 4 KiB away waits for it, and
@@ -197,8 +204,9 @@ def forward_range(t, threads, table, chunk, kind):
         source = x
         if moving and item + 1 < end:
             n, od, i, _ = place(block + 1, 1, g.blocks, g.out_depth)
-            source = shift(x, n * g.x_n + od * g.x_d + i * g.pixels)
-            vectors = min(g.pixels, plane - i * g.pixels) // vector
+            next_first, next_pixels = part_of(i, g.panels, g.blocks, g.unit, plane)
+            source = shift(x, n * g.x_n + od * g.x_d + next_first)
+            vectors = next_pixels // vector
         tiles = -(-pixels // panel) * g.k_blocks
 
         for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
@@ -262,7 +270,7 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
         plan.thread_bytes, *plan.scratch[:3],
         address(depth.source), address(height.source), address(segments), segment_count,
         address(offsets), int(whole), c.taps, c.batch, c.groups, c.group_inputs, c.group_outputs,
-        plan.k_blocks, plan.k_parts, plan.pixels, plan.blocks, depth.out, height.out, width.out,
+        plan.k_blocks, plan.k_parts, plan.blocks, plan.panels, plan.unit, depth.out, height.out, width.out,
     )  # fmt: skip
     return fixed, (depth.source, height.source, segments, offsets)
 
