@@ -14,7 +14,7 @@ from .bound import Bound
 from .compile import jit
 from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
 from .gemm import gather, transpose, zero
-from .panels import multiply_panel
+from .panels import aim, multiply_panel
 from .phases import EntryPoints, entry_points
 from .simd import TILE_ROWS, columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .weights import _tap_step
@@ -241,6 +241,19 @@ def panel_at(g, group, k_block, xi, width):
     return ((group * g.k_blocks + k_block) * g.products + xi) * g.group_inputs * width
 
 
+@jit(inline=True)
+def aim_at_output(g, far, start, end, channel, channels):
+    """Let the next products prefetch the outputs of the tiles ``start`` to ``end``: a channel's rows each.
+
+    Stores to lines that are not in L2 wait for L3 one by one (64 channels of 224x224: 4% of the call). The same for
+    the next block's inputs gained 2% there and cost as much elsewhere.
+    """
+    n, i, j, _ = tile_run(g, start, end)
+    rows = min(g.out_height - i * g.tile_h, -(-(end - start + j) // g.tile_columns) * g.tile_h)
+    place = g.out + (n * g.out_n + channel * g.out_c + i * g.tile_h * g.out_h) * g.itemsize
+    aim(far, place, channels, rows * g.out_h, g.out_c, g.group_inputs, g.itemsize)
+
+
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
@@ -254,7 +267,7 @@ def forward_range(t, threads, table, chunk, kind):
     turned = rows + g.rows_bytes
     vectors = turned + g.turned_bytes
     tiles = vectors + g.vectors_bytes
-    runs = pointer(tiles + 64 * 8, table)
+    far, runs = pointer(tiles + 32 * 8, table), pointer(tiles + 64 * 8, table)
     offsets = shift(runs, 4 * g.tile_h)
     weights = pointer(g.weights, kind)
     total = g.batch * g.tile_rows * g.tile_columns
@@ -270,25 +283,26 @@ def forward_range(t, threads, table, chunk, kind):
         k1 = g.k_blocks * (part + 1) // g.k_parts
         for k in range(g.k_blocks * part // g.k_parts, k1, g.k_group):
             k_end = min(k1, k + g.k_group)
-            for xi in range(g.products):
-                for kb in range(k, k_end):
-                    a = pointer(v + xi * g.v_xi * g.itemsize, kind)
-                    b = shift(weights, panel_at(g, group, kb, xi, width))
-                    c = pointer(m + (xi * g.m_xi + (kb - k) * width) * g.itemsize, kind)
-                    after = panel_at(g, group, kb + 1, xi, width)
-                    if kb + 1 == k_end:
-                        after = panel_at(g, group, k, xi + 1, width)
-                        if xi + 1 == g.products:
-                            after = panel_at(g, group, k_end % g.k_blocks, 0, width)
-                    multiply_panel(count, g.group_inputs, a, offsets, b, c, g.m_tile, shift(weights, after), kind)
-            first = k * width
-            for first in range(k * width, min(k_end * width, g.group_outputs), lanes):
-                channels = min(lanes, g.group_outputs - first)
-                source = m + (first - k * width) * g.itemsize
-                write_block(
-                    g, kind, table, tiles, source, rows, turned, vectors, runs, start, end,
-                    group * g.group_outputs + first, channels,
-                )  # fmt: skip
+            first, panels = group * g.group_outputs + k * width, g.products * (k_end - k)
+            outputs = min((k_end - k) * width, g.group_outputs - k * width)
+            aim(far, g.scratch, 1, 0, 0, 1, 1)
+            aiming = max(0, panels - 1 - outputs // -(-count // TILE_ROWS)) if g.out_w == 1 else panels
+            for panel in range(panels):
+                xi, kb = panel // (k_end - k), k + panel % (k_end - k)
+                if panel == aiming:
+                    aim_at_output(g, far, start, end, first, outputs)
+                a = pointer(v + xi * g.v_xi * g.itemsize, kind)
+                b = shift(weights, panel_at(g, group, kb, xi, width))
+                c = pointer(m + (xi * g.m_xi + (kb - k) * width) * g.itemsize, kind)
+                after = panel_at(g, group, kb + 1, xi, width)
+                if kb + 1 == k_end:
+                    after = panel_at(g, group, k, xi + 1, width)
+                    if xi + 1 == g.products:
+                        after = panel_at(g, group, k_end % g.k_blocks, 0, width)
+                multiply_panel(count, g.group_inputs, a, offsets, b, c, g.m_tile, shift(weights, after), far, kind)
+            for i in range(0, outputs, lanes):
+                source, channels = m + i * g.itemsize, min(lanes, outputs - i)
+                write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first + i, channels)
 
 
 def _padded(source: np.ndarray, size: int) -> np.ndarray:
