@@ -3,8 +3,9 @@
     python -m bench.choices --threads 2 --out bench/results/choices.json
 
 Each row of the registry that can run a problem is timed through the dispatcher's own ``execute``, weights packed in
-the call; the best of at least three calls counts. ``loss`` is the chosen row's time over the fastest one's. The
-constants of ``fastconv/costs.py`` were read off this table.
+the call, and forward a second time with weights prepared beforehand, as in a plan. The rows take turns, three times
+each, and the best of all calls counts. ``loss`` is the chosen row's time over the fastest one's. The constants of
+``fastconv/costs.py`` were read off this table.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import numpy as np
 
 from fastconv import dispatch
 from fastconv.problem import ConvProblem
+from fastconv.registry import resolve
 from fastconv.testing import cases
 
 from . import machine
@@ -31,30 +35,48 @@ MOST_MULTIPLY_ADDS = 8e9  # larger ones behave like their smaller batch
 
 
 def problems() -> Iterator[tuple[str, ConvProblem]]:
-    """Every convolution of the suites, in three directions."""
+    """Every convolution of the suites, in three directions, forward also prepared."""
     for case in cases(op="conv"):
         for batch in case.batches("cpu"):
             problem = case.problem(batch)
             if isinstance(problem, ConvProblem) and problem.geometry.multiply_adds <= MOST_MULTIPLY_ADDS:
                 for direction in ("forward", "grad_input", "grad_weight"):
                     yield f"{case.name} batch {batch}", replace(problem, direction=direction)
+                yield f"{case.name} batch {batch}", replace(problem, prepared=True)
 
 
-def best_seconds(candidate: dispatch.Candidate, problem: ConvProblem, threads: int, seconds: float) -> float:
-    """The least time of a call."""
+def caller(candidate: dispatch.Candidate, problem: ConvProblem, threads: int) -> Callable[[], None]:
+    """A call of one row, on arrays of ones."""
     g = problem.geometry
     x, w, y = (np.ones(shape, np.float32) for shape in (g.input_shape, g.weight_shape, g.output_shape))
-    arrays: tuple[Any, ...] = {
-        "forward": (x, w, None, None, y), "grad_input": (y, w, None, None, x), "grad_weight": (x, y, w),
-    }[problem.direction]  # fmt: skip
-    keywords = {} if problem.direction == "grad_weight" else {"activation": None, "packed": None}
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 4 or time.perf_counter() < end:
-        start = time.perf_counter()
-        dispatch.execute(candidate, problem, *arrays, threads=threads, **keywords)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    if problem.direction == "grad_weight":
+        return partial(dispatch.execute, candidate, problem, x, y, w, threads=threads)
+    packed = None
+    if problem.prepared and candidate.row.prepare is not None:
+        packed = resolve(candidate.row.prepare)(g, w)
+    given, out = (x, y) if problem.direction == "forward" else (y, x)
+    return partial(
+        dispatch.execute, candidate, problem, given, w, None, None, out, threads=threads, activation=None, packed=packed
+    )
+
+
+def best_seconds(calls: dict[str, Callable[[], None]], seconds: float, rounds: int = 3) -> dict[str, float]:
+    """The least time of each call, all taking turns."""
+    best = dict.fromkeys(calls, math.inf)
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()  # its arrays come back into the caches
+            end = time.perf_counter() + seconds / rounds
+            while True:
+                start = time.perf_counter()
+                call()
+                now = time.perf_counter()
+                best[name] = min(best[name], now - start)
+                if now >= end:
+                    break
+    return best
 
 
 def measure(threads: int, seconds: float) -> list[dict[str, Any]]:
@@ -63,12 +85,12 @@ def measure(threads: int, seconds: float) -> list[dict[str, Any]]:
     for name, problem in problems():
         rows = dispatch.candidates(problem, dispatch.Options(), threads)
         able = [c for c in rows if c.able and c.row.family != "reference"]
-        times = {c.algorithm: best_seconds(c, problem, threads, seconds) for c in able}
+        times = best_seconds({c.algorithm: caller(c, problem, threads) for c in able}, seconds)
         chosen = dispatch.choose(problem, threads=threads).algorithm
         records.append(
             {
                 "case": name,
-                "direction": problem.direction,
+                "direction": problem.direction + ", prepared" * problem.prepared,
                 "GFLOP/s": {a: round(problem.flops / t / 1e9, 1) for a, t in times.items()},
                 "chosen": chosen,
                 "loss": round(times[chosen] / min(times.values()), 3),

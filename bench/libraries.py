@@ -25,12 +25,17 @@ class Skipped(Exception):
 
 @dataclass
 class Ready:
-    """``call`` does the task once and returns its raw result, which ``result`` turns into a channels-first array."""
+    """``call`` does the task once and returns its raw result, which ``result`` turns into a channels-first array.
+
+    A floor, which does no task, has no ``result``.
+    """
 
     call: Callable[[], Any]
-    result: Callable[[Any], Array]
+    result: Callable[[Any], Array] | None
     prepacked: bool = False
     note: str = ""
+    share: float = 1.0
+    """The part of the task that a call does; below 1 the rest is assumed to take as long."""
 
 
 def _sizes(task: Task) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def _sizes(task: Task) -> dict[str, Any]:
 
 
 def fastconv(task: Task, data: Data, threads: int = 1, algorithm: str = "auto") -> Ready:
-    """Convolutions forward run as plans (weights packed once) into a given array; everything else as function calls.
+    """Convolutions ``forward`` run as plans (weights packed once) into a given array; all else as function calls.
 
     It uses as many threads as OMP_NUM_THREADS allows.
     """
@@ -68,6 +73,9 @@ def _convolution(task: Task, data: Data, algorithm: str) -> Ready:
         plan = getattr(fc, f"plan_{op}")(data["x"].shape, data["w"], **options)
         out = np.empty(plan.output_shape, data["x"].dtype)
         return Ready(lambda: plan(data["x"], out=out), np.asarray, prepacked=True, note=plan.algorithm)
+    if task.direction == "call":
+        whole = partial(getattr(fc, op), data["x"], data["w"], **options)
+        return Ready(whole, np.asarray, note=fc.explain(whole).chosen)
     if task.direction == "grad_input":
         n, c, *spatial = task.problem.geometry.input_shape
         size = (n, *spatial, c) if task.layout == "channels_last" else (n, c, *spatial)
@@ -75,6 +83,21 @@ def _convolution(task: Task, data: Data, algorithm: str) -> Ready:
     else:
         work = partial(getattr(grad, f"{op}_weight"), data["x"], data["w"].shape, data["dy"], **options)
     return Ready(work, np.asarray, note=fc.explain(work).chosen)
+
+
+def fastconv_one_thread(task: Task, data: Data, threads: int) -> Ready:
+    """The same on one thread, in the run of the others: what the other threads gain."""
+    import fastconv as fc
+
+    if task.direction != "forward" or threads == 1:
+        raise Skipped("measured forward, beside several threads")
+    if task.problem.flops > LONG:
+        raise Skipped(f"over {LONG:.0e} operations take too long")
+    fc.set_num_threads(1)
+    return fastconv(task, data)
+
+
+LONG = 2e10
 
 
 def _pooling(task: Task, data: Data, algorithm: str) -> Ready:
@@ -108,7 +131,7 @@ def expected(task: Task) -> Array:
         task = replace(task, batch=2)
     with fc.options(algorithm="reference"):
         ready = fastconv(task, data)
-        return ready.result(ready.call())
+        return np.asarray(ready.result(ready.call()))
 
 
 # ------------------------------------------------------------------------------------------------------------ PyTorch
@@ -123,12 +146,15 @@ def torch(task: Task, data: Data, threads: int, channels_last: bool = False) -> 
     case = task.case
     if channels_last and case.rank == 1:
         raise Skipped("PyTorch has no channels-last format in one dimension")
+    if channels_last and task.direction == "call":
+        raise Skipped("one call on NCHW data is measured as torch")
     if task.layout == "channels_last" and not channels_last:
         raise Skipped("measured as torch-channels-last")
     formats = {2: t.channels_last, 3: t.channels_last_3d}
     memory = formats[case.rank] if channels_last else t.contiguous_format
     a = {k: t.from_numpy(v).contiguous(memory_format=memory) for k, v in data.items()}
-    if task.direction != "forward":
+    gradient = task.direction.startswith("grad")
+    if gradient:
         g = task.problem.geometry
         wanted = "w" if task.direction == "grad_weight" else "x"
         a.setdefault("x", t.zeros(g.input_shape).contiguous(memory_format=memory))
@@ -142,7 +168,7 @@ def torch(task: Task, data: Data, threads: int, channels_last: bool = False) -> 
         forward = partial(getattr(f, f"{case.op}{case.rank}d"), a["x"], case.kernel, **sizes)
     else:
         forward = partial(getattr(f, f"adaptive_{case.op}{case.rank}d"), a["x"], 1)
-    if task.direction == "forward":
+    if not gradient:
         return Ready(t.inference_mode()(forward), lambda y: y.numpy())
     y = forward()
     return Ready(lambda: t.autograd.grad(y, a[wanted], a["dy"], retain_graph=True)[0], lambda dx: dx.numpy())
@@ -153,7 +179,7 @@ def torch(task: Task, data: Data, threads: int, channels_last: bool = False) -> 
 
 def _forward_only(task: Task) -> None:
     if task.direction != "forward":
-        raise Skipped("an inference engine: no gradients")
+        raise Skipped("an inference engine: prepares its weights, no gradients")
     if task.layout != "channels_first":
         raise Skipped("takes channels-first tensors only")
 
@@ -253,8 +279,20 @@ def ncnn(task: Task, data: Data, threads: int) -> Ready:
     return Ready(infer, lambda y: np.array(y).reshape(shape), prepacked="w" in data)
 
 
+def floor(task: Task, data: Data, threads: int) -> Ready:
+    """No library: see :mod:`bench.floor`."""
+    from .floor import least
+
+    if task.direction != "forward":
+        raise Skipped("measured forward")
+    call, share, note = least(task, threads)
+    return Ready(call, None, note=note, share=share)
+
+
+FLOOR = "floor"
 LIBRARIES: dict[str, Callable[[Task, Data, int], Ready]] = {
     "fastconv": fastconv,
+    "fastconv-one-thread": fastconv_one_thread,
     "fastconv-direct": partial(fastconv, algorithm="direct"),
     "fastconv-im2col": partial(fastconv, algorithm="im2col"),
     "torch": torch,
@@ -262,4 +300,5 @@ LIBRARIES: dict[str, Callable[[Task, Data, int], Ready]] = {
     "onnxruntime": onnxruntime,
     "openvino": openvino,
     "ncnn": ncnn,
+    FLOOR: floor,
 }

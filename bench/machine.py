@@ -50,9 +50,10 @@ def versions() -> dict[str, str]:
 
 
 def ceilings(threads: int) -> dict[str, float]:
-    """GFLOP/s of multiply-adds alone, and GB/s (read plus written) of a copy larger than most caches; best of five."""
-    loop, flops = _multiply_adds()
-    fma = max(_rate(loop, threads) for _ in range(5)) * flops / 1e9
+    """GFLOP/s of multiply-adds alone, on one thread and on all, and GB/s (read plus written) of a copy larger than most
+    caches; best of five."""
+    loop, flops = multiply_adds()
+    one, fma = (max(_rate(loop, n) for _ in range(5)) * flops / 1e9 for n in (1, threads))
     source, target = np.ones(COPY_BYTES // 4, np.float32), np.zeros(COPY_BYTES // 4, np.float32)
     cuts = np.linspace(0, source.size, threads + 1).astype(int)
 
@@ -60,26 +61,32 @@ def ceilings(threads: int) -> dict[str, float]:
         np.copyto(target[cuts[part] : cuts[part + 1]], source[cuts[part] : cuts[part + 1]])
 
     copies = max(_rate(copy, threads) for _ in range(5)) / threads * 2 * COPY_BYTES / 1e9
-    return {"GFLOP/s": round(fma, 1), "GB/s": round(copies, 1)}
+    return {"GFLOP/s": round(fma, 1), "GFLOP/s, 1 thread": round(one, 1), "GB/s": round(copies, 1)}
 
 
 def _rate(work: Callable[[int], None], threads: int) -> float:
     """How often a second all threads together do their share of ``work``."""
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(threads)))
-        start = time.perf_counter()
-        list(pool.map(work, range(threads)))
-        return threads / (time.perf_counter() - start)
+    pool = workers(threads)
+    list(pool.map(work, range(threads)))
+    start = time.perf_counter()
+    list(pool.map(work, range(threads)))
+    return threads / (time.perf_counter() - start)
 
 
 @cache
-def _multiply_adds() -> tuple[Callable[[int], None], int]:
+def workers(threads: int) -> ThreadPoolExecutor:
+    """Threads that wait asleep between calls."""
+    return ThreadPoolExecutor(threads)
+
+
+@cache
+def multiply_adds(calls: int = 20_000) -> tuple[Callable[[int], None], int]:
     """fastconv's own register tile on operands that stay in the L1 cache, and its operations a call."""
     import numba
 
     from fastconv.kernels.cpu.simd import TILE_ROWS, columns, pointer, tile
 
-    length, calls = 128, 20_000
+    length = 128
     offsets = np.zeros(TILE_ROWS + 1, np.int64)
     offsets[:TILE_ROWS] = np.arange(TILE_ROWS) * length
 

@@ -29,7 +29,8 @@ class WrongResult(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement to be made."""
+    """One measurement to be made. The direction ``call`` is a forward convolution as one unprepared function call,
+    weights packed and the output allocated inside; ``forward`` may do both beforehand."""
 
     case: Case
     batch: int
@@ -43,12 +44,18 @@ class Task:
 
     @property
     def problem(self) -> Problem:
-        return self.case.problem(self.batch, direction=self.direction, layout=self.layout)
+        direction = "forward" if self.direction == "call" else self.direction
+        return self.case.problem(self.batch, direction=direction, layout=self.layout)
 
     @property
     def work(self) -> tuple[float, str]:
         """Floating-point operations of the direct algorithm, or for a pooling the bytes of its input and output."""
         return (self.problem.flops, "GFLOP/s") if self.case.op == "conv" else (self.problem.bytes, "GB/s")
+
+
+def memory_bound(case: Case) -> bool:
+    """Poolings and depthwise convolutions: their bytes take longer than their arithmetic."""
+    return case.op != "conv" or case.groups == case.channels > 1
 
 
 def inputs(task: Task) -> dict[str, Array]:
@@ -61,7 +68,7 @@ def inputs(task: Task) -> dict[str, Array]:
     shapes = {"x": g.input_shape, "dy": g.output_shape}
     if isinstance(g, ConvGeometry):
         shapes["w"] = g.weight_shape
-        needed = {"forward": "x w", "grad_input": "dy w", "grad_weight": "x dy w"}
+        needed = {"forward": "x w", "call": "x w", "grad_input": "dy w", "grad_weight": "x dy w"}
     else:
         needed = {"forward": "x", "grad_input": "x dy"}
     return {name: rng.standard_normal(shapes[name], np.float32) for name in needed[task.direction].split()}
@@ -70,7 +77,12 @@ def inputs(task: Task) -> dict[str, Array]:
 def check(task: Task, result: Array, truth: Array) -> None:
     """Raise :class:`WrongResult` unless ``result``, channels first, is what ``libraries.expected`` says."""
     g = task.problem.geometry
-    shapes = {"forward": g.output_shape, "grad_input": g.input_shape, "grad_weight": truth.shape}
+    shapes = {
+        "forward": g.output_shape,
+        "call": g.output_shape,
+        "grad_input": g.input_shape,
+        "grad_weight": truth.shape,
+    }
     if result.shape != shapes[task.direction]:
         raise WrongResult(f"wrong shape {result.shape}, expected {shapes[task.direction]}")
     seen = result if task.direction == "grad_weight" else result[[0, -1]]
@@ -80,8 +92,8 @@ def check(task: Task, result: Array, truth: Array) -> None:
 
 
 def median_seconds(call: Callable[[], Any], seconds: float) -> float:
-    """The median time of a call: at least 5 of them and for about ``seconds``, after a warm-up of a quarter of that."""
-    for budget, least in ((seconds / 4, 2), (seconds, 5)):
+    """The median time of a call: at least 3 of them and for about ``seconds``, after a warm-up of a quarter of that."""
+    for budget, least in ((seconds / 4, 1), (seconds, 3)):
         times: list[float] = []
         gc.disable()
         end = time.perf_counter() + budget

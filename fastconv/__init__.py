@@ -62,7 +62,7 @@ from .plan import (
     plan_conv_transpose3d,
 )
 
-_SUBMODULES = ("backends", "data", "grad", "kernels", "nn", "optim", "testing", "train")
+_SUBMODULES = ("backends", "data", "grad", "kernels", "nn", "optim", "testing", "train", "tuning")
 
 
 def __getattr__(name: str) -> ModuleType:
@@ -129,4 +129,5 @@ __all__ = [
     "set_num_threads",
     "testing",
     "train",
+    "tuning",
 ]

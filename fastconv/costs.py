@@ -68,6 +68,19 @@ def direct_seconds(problem: ConvProblem, threads: int) -> float:
     return _seconds(problem, threads, share)
 
 
+def bfloat16_seconds(problem: ConvProblem, threads: int) -> float:
+    """Tiles of 32 output channels; input channels in whole chunks of 32."""
+    outputs, products = _outputs(problem)
+    channels = products / math.prod(problem.geometry.kernel_size)
+    share = 3.5 * _used(outputs, 32) * min(1.0, channels / (-(-channels // 32) * 32))
+    return _seconds(problem, threads, share)
+
+
+def planar_seconds(problem: ConvProblem, threads: int) -> float:
+    """As direct."""
+    return direct_seconds(problem, threads)
+
+
 def im2col_seconds(problem: ConvProblem, threads: int) -> float:
     """Lanes are pixels, rows of the tile output channels; every element of the matrix is packed once."""
     g = problem.geometry
@@ -81,6 +94,22 @@ def im2col_seconds(problem: ConvProblem, threads: int) -> float:
         seconds_an_element = max(0.1e-9, 0.8e-9 / channels)
     elements = g.multiply_adds / outputs
     return _seconds(problem, threads, share, elements * seconds_an_element)
+
+
+def depthwise_seconds(problem: ConvProblem, threads: int) -> float:
+    """Lanes are pixels of a row, or channels where the layout is channels-last and each is a group of its own."""
+    g = problem.geometry
+    size = g.input_size if problem.direction == "grad_input" else g.output_size
+    _, products = _outputs(problem)
+    channels = products // math.prod(g.kernel_size)
+    if problem.layout == "channels_last":
+        lanes = g.groups
+        share = 0.35 * _used(lanes, 16) if channels == 1 else 0.1
+    else:
+        lanes = size[-1]
+        share = 0.45 * _used(lanes, 16)
+    share *= 0.7 if max(g.stride) > 1 else 1.0
+    return _seconds(problem, threads, share)
 
 
 def winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import measurements
 from .autograd import array_module
 from .kernels.geometry import hashed_once
+from .pooled import ready_pools
 from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
 
@@ -167,6 +169,14 @@ def get_num_threads() -> int:
     return _current.options.num_threads or _num_threads or _default_threads()
 
 
+def default_threads() -> int:
+    """How many threads a call may use that chooses by the default options; 0 where other options are in force, or
+    :func:`explain` is looking."""
+    if _current.options is not _Current.options or _current.probing:
+        return 0
+    return _num_threads or _default_threads()
+
+
 @lru_cache(maxsize=1)
 def _default_threads() -> int:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -256,7 +266,9 @@ def _limits(row: Row, problem: Problem, chosen: Options, workspace: int, bound: 
 
 
 def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> Candidate:
-    """The able row with the least predicted time; the reference only where nothing else is able.
+    """The able row that was measured to be fastest, else the one with the least predicted time.
+
+    The reference is taken only where nothing else is able.
 
     >>> from fastconv.problem import conv_problem
     >>> choose(conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3))).algorithm
@@ -270,8 +282,9 @@ def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> C
     able = [c for c in rows if c.able]
     if not able:
         _raise_unable(problem, rows, chosen)
-    fast = [c for c in able if c.row.family != "reference"]
-    return min(fast or able, key=lambda c: c.seconds)
+    fast = [c for c in able if c.row.family != "reference"] or able
+    predicted = min(fast, key=lambda c: c.seconds)
+    return measurements.prefer(problem, threads, fast, predicted, chosen.deterministic)
 
 
 _choose_cached = lru_cache(maxsize=CACHED_CHOICES)(choose)
@@ -349,6 +362,8 @@ def _explain(problem: Problem, chosen: Options, threads: int) -> Explanation:
         reason = "nothing else is able"
     elif (ranked := sum(c.able and c.row.family != "reference" for c in rows)) == 1:
         reason = "the only kernel able"
+    elif not chosen.deterministic and (measured := measurements.reason(problem, threads, best.algorithm)):
+        reason = measured
     else:
         reason = f"least predicted time of {ranked} kernels, {threads} thread{'s' * (threads > 1)}"
     return Explanation(problem, rows, best.algorithm, reason)
@@ -478,4 +493,5 @@ def cache_clear() -> None:
     cached_problem.cache_clear()
     _settle_cached.cache_clear()
     _choose_cached.cache_clear()
+    ready_pools.clear()
     _workspace.get(0, _generation)

@@ -10,21 +10,7 @@ import re
 from pathlib import Path
 
 from ._version import __version__
-
-INTERESTING_FEATURES = (
-    "avx512f",
-    "avx512bf16",
-    "avx512fp16",
-    "amx-bf16",
-    "avx2",
-    "fma",
-    "f16c",
-    "neon",
-    "fullfp16",
-    "bf16",
-    "sve",
-)
-"""CPU features that change which register tiles or instructions kernels use, in LLVM's spelling."""
+from .machine import INTERESTING_FEATURES
 
 
 def report() -> dict[str, dict[str, str]]:

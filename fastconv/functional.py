@@ -264,13 +264,18 @@ def _pick_pool(
     out: Any = None, **parameters: Any,
 ) -> Any:  # fmt: skip
     """Maximum or minimum pooling picks elements; the gradient needs their positions, compact unless asked for."""
-    recording = _records(x)
+    recording = isinstance(x, Tensor) and _records(x)
     if recording:
         _no_out(op, out)
     wanted: str | None = None
     if return_indices or recording:
         wanted = "int64" if return_indices or x.size > INT32_MAX else "int32"
-    y, indices, _ = _pool(x, op=op, rank=rank, build=build, kind=kind, size=size, indices=wanted, out=out, **parameters)
+    if isinstance(x, Tensor):
+        y, indices, _ = _pool(
+            x, op=op, rank=rank, build=build, kind=kind, size=size, indices=wanted, out=out, **parameters
+        )
+    else:
+        y, indices, _ = call.pool(op, rank, build, kind, x, size, indices=wanted, out=out, **parameters)
     return (y, indices) if return_indices else y
 
 
@@ -286,6 +291,8 @@ def _sum_pool(
     **parameters: Any,
 ) -> Any:
     """Average or Lp pooling."""
+    if not isinstance(x, Tensor):
+        return call.pool(op, rank, build, kind, x, size, out=out, **parameters)[0]
     if _records(x):
         _no_out(op, out)
     return _pool(x, op=op, rank=rank, build=build, kind=kind, size=size, out=out, **parameters)[0]

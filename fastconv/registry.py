@@ -23,7 +23,16 @@ from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
-from .costs import direct_seconds, im2col_seconds, pool_seconds, reference_seconds, winograd_seconds
+from .costs import (
+    bfloat16_seconds,
+    depthwise_seconds,
+    direct_seconds,
+    im2col_seconds,
+    planar_seconds,
+    pool_seconds,
+    reference_seconds,
+    winograd_seconds,
+)
 from .kernels.winograd_matrices import VARIANTS, Variant
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
@@ -182,55 +191,87 @@ def _plane_too_large(problem: PoolProblem) -> str | None:
     return None if plane < 2**31 else f"counts positions in 32 bits, a plane has {plane} elements"
 
 
+def is_pointwise(problem: ConvProblem) -> str | None:
+    return None if not_pointwise(problem) else "is called pointwise where the kernel is 1x1"
+
+
+def not_pointwise(problem: ConvProblem) -> str | None:
+    kernel = problem.geometry.kernel_size
+    return None if max(kernel) == 1 else f"computes 1x1 kernels, not {kernel}"
+
+
+NARROW_GROUP = 16  # channels: wider groups fill the tiles of a matrix product
+
+
+def not_narrow(problem: ConvProblem) -> str | None:
+    g = problem.geometry
+    inputs = (g.out_channels if problem.direction == "grad_input" else g.in_channels) // g.groups
+    if g.groups > 1 and inputs <= NARROW_GROUP:
+        return None
+    count = "is 1 group" if g.groups == 1 else f"are {g.groups} groups"
+    return f"is for groups of at most {NARROW_GROUP} channels, here there {count} of {inputs}"
+
+
+def no_bfloat16_products(problem: ConvProblem) -> str | None:
+    if problem.direction == "grad_input" and problem.geometry.padding_mode != "zeros":
+        return "folds no padded gradient, which would have to be held in float32"
+    reason: str | None = resolve(f"{CPU}bfloat16:unavailable")()
+    return reason
+
+
 # ---------------------------------------------------------------------------------------------------------- the table
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 CPU = "fastconv.kernels.cpu."
 REFERENCE = "fastconv.kernels.reference:"
 
+CORRELATIONS = ("forward", "grad_input")
 
-def _conv(algorithm: str, summary: str, seconds: Callable[[Any, int], float]) -> Iterator[Row]:
-    """A CPU convolution in its three directions; ``module:direction`` computes, ``pack_direction`` prepares weights."""
-    for direction in ("forward", "grad_input", "grad_weight"):
+
+def _conv(
+    algorithm: str, summary: str, seconds: Callable[[Any, int], float], *, workspace: str,
+    directions: tuple[str, ...] = CORRELATIONS, module: str = "", variant: str = "", **more: Any,
+) -> Iterator[Row]:  # fmt: skip
+    """A CPU convolution, a row a direction.
+
+    ``module:direction`` computes, ``module:pack_direction`` prepares weights; a ``variant`` is an object of the module
+    that has them. ``workspace`` is completed with the direction. ``more`` are further fields of the row.
+    """
+    home = f"{CPU}{module or algorithm}:{variant and variant + '.'}"
+    fields: dict[str, Any] = {"dtypes": FLOATS, "why_not": always, "bound": sum_bound, "typical": sum_typical} | more
+    for direction in directions:
         yield Row(
             op="conv",
             direction=direction,
             device="cpu",
             algorithm=algorithm,
-            target=f"{CPU}{algorithm}:{direction}",
-            prepare=None if direction == "grad_weight" else f"{CPU}{algorithm}:pack_{direction}",
-            workspace=f"{CPU}blocking:{algorithm}_{direction}_workspace",
+            target=f"{home}{direction}",
+            prepare=None if direction == "grad_weight" else f"{home}pack_{direction}",
+            workspace=CPU + workspace.format(direction),
             summary=summary,
-            dtypes=FLOATS,
-            why_not=always,
             seconds=seconds,
-            bound=sum_bound,
-            typical=sum_typical,
+            **fields,
         )
 
 
 def _winograd(variant: Variant) -> Iterator[Row]:
-    """A variant of Winograd convolution on the CPU, in the directions that correlate."""
-    m = [str(outputs) for outputs, taps in (variant.rows, variant.columns) if taps > 1]
-    for direction in ("forward", "grad_input"):
-        yield Row(
-            op="conv",
-            direction=direction,
-            device="cpu",
-            algorithm=f"winograd_{variant.name}",
-            family="winograd",
-            target=f"{CPU}winograd:{variant.name}.{direction}",
-            prepare=f"{CPU}winograd:{variant.name}.pack_{direction}",
-            workspace=f"{CPU}winograd_blocking:{variant.name}.{direction}",
-            summary=f"{variant.products} products for {'x'.join(m)} outputs of {variant.taps} taps each; stride 1",
-            dtypes=("float32", "float64"),
-            why_not=partial(winograd_why_not, variant),
-            seconds=partial(winograd_seconds, variant),
-            bound=partial(winograd_bound, variant),
-            typical=partial(winograd_typical, variant),
-            tile=(variant.rows[0], variant.columns[0]),
-            integer_scale=variant.denominator,
-        )
+    """A variant of Winograd convolution."""
+    m = "x".join(str(outputs) for outputs, taps in (variant.rows, variant.columns) if taps > 1)
+    return _conv(
+        f"winograd_{variant.name}",
+        f"{variant.products} products for {m} outputs of {variant.taps} taps each; stride 1",
+        partial(winograd_seconds, variant),
+        workspace=f"winograd_blocking:{variant.name}.{{}}",
+        module="winograd",
+        variant=variant.name,
+        family="winograd",
+        dtypes=("float32", "float64"),
+        why_not=partial(winograd_why_not, variant),
+        bound=partial(winograd_bound, variant),
+        typical=partial(winograd_typical, variant),
+        tile=(variant.rows[0], variant.columns[0]),
+        integer_scale=variant.denominator,
+    )
 
 
 def _pool(op: str, stem: str, summary: str) -> Iterator[Row]:
@@ -270,9 +311,55 @@ def _reference(op: str, stem: str, *directions: str) -> Iterator[Row]:
 
 
 ROWS: tuple[Row, ...] = (
-    *_conv("direct", "taps of a padded channels-last slab, summed in register tiles", direct_seconds),
-    *_conv("im2col", "blocks of the im2col matrix times the weights", im2col_seconds),
+    *_conv(
+        "direct",
+        "taps of a padded channels-last slab, summed in register tiles",
+        direct_seconds,
+        workspace="blocking:direct_{}_workspace",
+        directions=(*CORRELATIONS, "grad_weight"),
+    ),
+    *_conv(
+        "im2col",
+        "blocks of the im2col matrix times the weights",
+        im2col_seconds,
+        workspace="blocking:im2col_{}_workspace",
+        directions=(*CORRELATIONS, "grad_weight"),
+    ),
+    *_conv(
+        "direct_planar",
+        "planes read in place, pixels in the lanes",
+        planar_seconds,
+        workspace="blocking:planar_{}_workspace",
+        module="planar",
+        family="direct",
+        why_not=is_pointwise,
+    ),
+    *_conv(
+        "pointwise",
+        "1x1: the matrix product of the weights and the planes as they lie",
+        planar_seconds,
+        workspace="blocking:planar_{}_workspace",
+        module="planar",
+        why_not=not_pointwise,
+    ),
+    *_conv(
+        "depthwise",
+        "windows slide over rows of each channel in place, every vector loaded serves several outputs",
+        depthwise_seconds,
+        workspace="depthwise_plan:{}_workspace",
+        why_not=not_narrow,
+    ),
     *itertools.chain.from_iterable(map(_winograd, VARIANTS)),
+    *_conv(
+        "direct_bfloat16",
+        "bfloat16 products summed in float32, by AMX or AVX512-BF16",
+        bfloat16_seconds,
+        workspace="bfloat16_blocking:{}_workspace",
+        module="bfloat16",
+        family="direct",
+        dtypes=("bfloat16",),
+        why_not=no_bfloat16_products,
+    ),
     *_pool("max_pool", "max", "running maximum of each window, the first one wins"),
     *_pool("min_pool", "min", "running minimum of each window, the first one wins"),
     *_pool("avg_pool", "avg", "mean of each window"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastconv
-from bench import compare, startup
+from bench import compare, judge, startup
 from bench.libraries import LIBRARIES, Ready, Skipped, expected
 from bench.networks import build
 from bench.tasks import Task, WrongResult, check, inputs
@@ -42,7 +42,8 @@ def test_a_comparison_from_the_command_line(tmp_path):
     out = tmp_path / "results" / "tiny.json"
     report = run_compare(
         out, "--suite", "pooling", "lecture", "--case=64x112-max", "--libraries", "fastconv", "fastconv-im2col",
-        "--batch", "1", "--threads", "1", "--layout", "channels_first", "channels_last",
+        "floor", "--direction", "forward", "grad_input", "--batch", "1", "--threads", "1",
+        "--layout", "channels_first", "channels_last",
     )  # fmt: skip
     assert {r["case"] for r in report["results"]} == {"pooling/64x112-max3s2"}
     assert [(r["direction"], r["layout"]) for r in report["results"]] == [
@@ -51,10 +52,13 @@ def test_a_comparison_from_the_command_line(tmp_path):
     ]  # fmt: skip
     first = report["results"][0]["libraries"]
     assert first["fastconv"]["rate"] > 0
+    assert first["floor"]["rate"] > 0
+    assert report["results"][0]["ratio"] is None  # a floor is no peer
     assert first["fastconv-im2col"] == {"skipped": "pooling has no such kernel"}
     assert report["machine"]["cores"] >= 1
     assert report["versions"]["numpy"] == np.__version__
     assert report["ceilings"]["before"]["GFLOP/s"] > 1
+    assert report["ceilings"]["before"]["GFLOP/s, 1 thread"] > 1
     assert report["ceilings"]["after"]["GB/s"] > 0.1
     assert "--threads 1" in report["command"]
     table = out.with_suffix(".md").read_text()
@@ -77,6 +81,107 @@ def test_peers_are_right_or_skipped_with_a_reason(tmp_path):
                 assert "seconds" in found, (result["case"], name, found)
     if not timed:
         pytest.skip(f"none of {', '.join(peers)} is installed (pip install -e '.[bench,torch]')")
+
+
+def test_one_unprepared_call_and_its_floor(tmp_path):
+    report = run_compare(
+        tmp_path / "calls.json", "--suite", "lecture", "--direction", "forward", "call", "--batch", "1",
+        "--libraries", "fastconv", "fastconv-one-thread", "onnxruntime", "floor", "--threads", "2",
+    )  # fmt: skip
+    forward, call = (r["libraries"] for r in report["results"])
+    assert forward["fastconv"]["prepacked"]
+    assert not call["fastconv"]["prepacked"]
+    assert "seconds" in forward["fastconv-one-thread"]
+    assert forward["floor"]["note"] == "multiply-adds"
+    assert forward["floor"]["rate"] > 0.5 * forward["fastconv"]["rate"]
+    assert [set(call[name]) for name in ("onnxruntime", "floor", "fastconv-one-thread")] == [{"skipped"}] * 3
+
+
+# ------------------------------------------------------------------------------------------------------- the judge
+
+
+def result(case, batch=1, direction="forward", note="direct", work=1e8, **rates):
+    found = {name.replace("_", "-"): {"rate": r, "seconds": 1.0, "note": note} for name, r in rates.items()}
+    return {
+        "case": case, "batch": batch, "direction": direction, "layout": "channels_first", "work": work,
+        "libraries": found,
+    }  # fmt: skip
+
+
+def verdicts(*results):
+    return {(v.title, v.goal.rivals): v for v in judge.judge(results)}
+
+
+def test_every_case_has_a_class_and_the_right_one():
+    names = {}
+    for case in fastconv.testing.cases():
+        r = result(case.name, case.batch or 1)
+        names[case.name] = next(k.name for k in judge.CLASSES if k.takes(case, r))
+    assert names["vgg/64x224-64k3"] == names["unet/128x112-64k3"] == "3×3, ≥ 64 channels, ≥ 14 px"
+    assert names["vgg/512x14-512k3"] == "3×3, 512 channels at 14 px, batch 1"
+    assert names["first/32x28-96k5"] == "5×5"
+    assert names["depthwise/96x56-96k7g96"] == "depthwise"
+    assert names["pooling/2048x7-global_avg"] == "pooling"
+    others = ("resnet/512x7-512k3", "awkward/512x14-512k3g32", "awkward/128x28-32k3", "awkward/1x1024-8k5")
+    assert {names[n] for n in others} == {"other convolutions"}
+    assert sum(kind == "3×3, ≥ 64 channels, ≥ 14 px" for kind in names.values()) == 16
+
+
+def test_means_worst_cases_and_misses():
+    good = result("vgg/64x224-64k3", fastconv=8.0, torch=2.0, openvino=1.0, ncnn=3.0)
+    weak = result("vgg/64x112-128k3", fastconv=2.5, torch=1.0, ncnn=2.0, floor=5.0)
+    title = "3×3, ≥ 64 channels, ≥ 14 px, batch 1"
+    big = verdicts(good, weak)[title, "the best but ncnn"]
+    assert big.ratios == {"vgg/64x224-64k3": 4.0, "vgg/64x112-128k3": 2.5}
+    assert big.passed
+    ncnn = verdicts(good, weak)[title, "ncnn"]
+    assert ncnn.misses == ["vgg/64x112-128k3 1.25 (direct, 50% of the floor)"]
+    assert not ncnn.passed
+    low = verdicts(weak, result("vgg/64x224-64k3", fastconv=2.5, torch=1.0, ncnn=1.0))[title, "the best but ncnn"]
+    assert not low.misses
+    assert not low.passed  # each is above 2, the mean is below 3
+    table = judge.markdown([good, weak])
+    assert "| 1 miss, mean |" in table
+    assert "- 3×3, ≥ 64 channels, ≥ 14 px, batch 1 (× ncnn): vgg/64x112-128k3 1.25" in table
+
+
+def test_a_floor_excuses_what_is_bound_by_memory():
+    near = result("depthwise/144x56-144k3g144", fastconv=9.0, torch=9.0, floor=10.0)
+    far = result("depthwise/144x56-144k3g144", fastconv=8.0, torch=9.0, floor=10.0)
+    (one,), (other,) = verdicts(near).values(), verdicts(far).values()
+    assert (one.passed, other.passed) == (True, False)
+    conv = result("pointwise/64x56-256k1", fastconv=9.0, torch=10.0, floor=9.1)
+    assert not next(iter(verdicts(conv).values())).passed
+
+
+def test_a_wrong_or_missing_result_of_ours_is_no_pass():
+    wrong = result("lecture/32x26-64k3p0", torch=1.0)
+    wrong["libraries"]["fastconv"] = {"refused": "wrong result: off by 1"}
+    (verdict,) = verdicts(wrong).values()
+    assert not verdict.passed
+    assert verdict.unmeasured == ["lecture/32x26-64k3p0 (wrong result: off by 1)"]
+
+
+def test_shares_of_the_peak_and_scaling():
+    long = result("pointwise/64x56-256k1", 16, work=2e9, fastconv=9.0, torch=1.0, floor=10.0, fastconv_one_thread=5.0)
+    short = result("pointwise/24x56-144k1", work=2e8, fastconv=9.0, torch=1.0, floor=10.0)
+    winograd = result("vgg/64x224-64k3", work=2e9, note="winograd", fastconv=30.0, floor=10.0)
+    assert judge.at_peak([long, short, winograd]) == [("pointwise/64x56-256k1 batch 16", 0.9)]
+    assert judge.scaling([long, short, winograd]) == [("pointwise/64x56-256k1 batch 16", 1.8)]
+
+
+def test_judging_files_from_the_command_line(tmp_path, capsys):
+    head = {
+        "machine": {"cpu": "c"}, "threads": 2, "rounds": 1, "date": "2026-01-01T00", "ceilings": {
+            "before": {"GFLOP/s": 1.0, "GB/s": 1.0}},
+    }  # fmt: skip
+    for name, rate in (("a", 1.0), ("b", 2.0)):
+        results = [result("lecture/32x26-64k3p0", fastconv=rate, torch=1.0)]
+        (tmp_path / f"{name}.json").write_text(json.dumps({**head, "results": results}))
+    judge.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--out", str(tmp_path / "j.md")])
+    printed = capsys.readouterr().out
+    assert "| other convolutions, batch 1 | ≥ 1, none under 0.92 × the best | 1 | 2.00 | 2.00 | pass |" in printed
+    assert (tmp_path / "j.md").read_text() == printed
 
 
 def adapter(change):
@@ -170,6 +275,9 @@ def test_medians_ratios_and_means():
 
 def test_startup_measures_calls_and_prints_a_table(monkeypatch, tmp_path, capsys):
     assert 0 < startup.seconds(startup.OURS + startup.REPEATED.format("x.sum()")) < 1
+    assert 0 < startup.seconds(startup.OURS + startup.PAUSED.format("x.sum()", "warm")) < 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which would hide what threads cost
+    assert startup.seconds("import os; print(int('OMP_NUM_THREADS' in os.environ))") == 0
     monkeypatch.setattr(startup, "measure", lambda rounds: {"import": 0.05, "call": 2e-5})
     startup.main(["--out", str(tmp_path / "s.json")])
     assert "| import | 50 ms |\n| call | 20.0 µs |" in capsys.readouterr().out

@@ -49,7 +49,19 @@ def test_version(invoke: Invoke) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["explain"], ["doctor"], ["warmup"], ["cache"], ["cache", "info"], ["filter"]]
+    "command",
+    [
+        [],
+        ["train"],
+        ["explain"],
+        ["doctor"],
+        ["warmup"],
+        ["cache"],
+        ["cache", "info"],
+        ["filter"],
+        ["tune"],
+        ["tune", "show"],
+    ],
 )
 def test_help(command: list[str], invoke: Invoke) -> None:
     out = ok(invoke(*command, "--help"))
@@ -57,7 +69,7 @@ def test_help(command: list[str], invoke: Invoke) -> None:
     assert out == ok(invoke(*command, "-h"))
 
 
-@pytest.mark.parametrize("group", [[], ["cache"]])
+@pytest.mark.parametrize("group", [[], ["cache"], ["tune"]])
 def test_a_group_without_command_prints_its_help_alone(group: list[str], invoke: Invoke) -> None:
     assert ok(invoke(*group)) == ok(invoke(*group, "--help"))
 

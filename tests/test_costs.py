@@ -15,7 +15,7 @@ CLEAR = [
     ("resnet/64x56-64k3", 16, "grad_weight", "direct"),
     ("unet/32x224-32k3", 1, "grad_input", "winograd_f4x4_3x3"),
     ("awkward/128x28-32k3", 16, "forward", "winograd_f4x4_3x3"),
-    ("depthwise/240x28-240k5g240", 1, "forward", "direct"),
+    ("depthwise/240x28-240k5g240", 1, "forward", "depthwise"),
     ("depthwise/96x56-96k7g96", 16, "grad_weight", "direct"),
     ("first/3x224-64k7s2", 1, "forward", "direct"),
     ("first/3x224-64k7s2", 16, "grad_input", "im2col"),

@@ -129,7 +129,8 @@ def test_the_default_error_limit_admits_small_winograd_tiles_only():
         wider = {c.algorithm: c.able for c in dispatch.candidates(problem, Options(max_error=1000), 1)}
         assert wider["winograd_f6x6_3x3"]
         exact = {c.algorithm for c in dispatch.candidates(problem, Options(max_error=1), 1) if c.able}
-        assert exact == {"direct", "im2col", "reference"}
+        assert "direct" in exact
+        assert not any(name.startswith("winograd") for name in exact)
     assert choose(PROBLEM, Options(algorithm="winograd_f6x6_3x3")).algorithm == "winograd_f6x6_3x3"
     strided = conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3), stride=2)
     with pytest.raises(ValueError, match=r"winograd_f4x4_3x3: computes stride 1, not \(2, 2\)"):

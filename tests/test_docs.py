@@ -75,7 +75,7 @@ def test_command_lines_are_understood(page: Path) -> None:
             program, *arguments = shlex.split(line)
             assert program == "fastconv", line
             command, name = group, "fastconv"
-            while hasattr(command, "commands"):
+            while hasattr(command, "commands") and arguments[0] in command.commands:
                 name = arguments.pop(0)
                 command = command.commands[name]
             command.make_context(name, arguments)

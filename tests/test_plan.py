@@ -1,5 +1,6 @@
 """Plans: same results as the functions, weights frozen, threads apart."""
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -102,3 +103,18 @@ def test_it_says_what_it_is():
 
 def test_empty_batch():
     assert fc.plan_conv2d((0, 2, 6, 6), random(3, 2, 3, 3))(random(0, 2, 6, 6)).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "im2col", "winograd_f4x4_3x3"])
+def test_a_second_call_with_out_allocates_nothing(algorithm):
+    x, w = np.ones((2, 40, 30, 30), np.float32), np.ones((40, 40, 3, 3), np.float32)
+    plan = fc.plan_conv2d(x.shape, w, padding=1, algorithm=algorithm)
+    out = np.empty(plan.output_shape, np.float32)
+    plan(x, out=out)
+    tracemalloc.start()
+    try:
+        plan(x, out=out)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4096, f"{peak} bytes"  # call frames and small integers

@@ -81,6 +81,9 @@ def computable(w: np.ndarray) -> np.ndarray:
 
 
 def bias_row(bias: np.ndarray | None) -> np.ndarray | None:
+    """The bias as the kernels read it: contiguous, and float32 where it has 16 bits."""
+    if bias is not None and bias.dtype.itemsize == 2:
+        return bias.astype(np.float32)
     if bias is None or (bias.flags.c_contiguous and bias.flags.aligned):
         return bias
     return np.require(bias, requirements=["C", "A"])

@@ -18,11 +18,15 @@ from ..geometry import ConvGeometry, Phase, source_indices, span, transposed_pha
 
 TILE_VECTORS = 2  # vectors in one row of a register tile
 MAX_TILE_ROWS = 16  # no tile is higher
+PIXEL_VECTORS = 3  # vectors in one row of a tile whose lanes are pixels
+MAX_PIXEL_ROWS = 8  # output channels in one such tile
 MAX_VECTOR_BYTES = 64
 MAX_COLUMN_BYTES = TILE_VECTORS * MAX_VECTOR_BYTES
 
 SLAB_BYTES = 512 << 10  # of one thread's packed input rows: half of a 1 MiB L2
 BLOCK_PIXELS = 300  # of one thread's block: 98 to 300 measured equal, below 50 the weights' traffic shows
+PLANE_BYTES = 256 << 10  # of one thread's packed planes
+PLANE_PIXELS = 8192  # of one thread's block of planes
 CHUNK_BYTES = 8 << 20  # of one operand of a weight gradient: all threads share a chunk
 CHUNK_PIXELS = 1 << 14
 REDUCTION_PIXELS = 1024  # summed in registers at once by a weight gradient
@@ -30,6 +34,7 @@ MAX_LANE_OUTPUTS = 4  # a group: with 8, dense tiles a quarter full (45 GFLOP/s)
 PANEL_PIXELS = 192  # of an im2col block
 PANEL_DEPTH = 384  # rows of an im2col block (input channels x taps)
 THREAD_WORK = 1 << 19  # multiply-adds that pay for another thread: about 6 µs, fork and join cost 1.5 to 10
+MOVED_WORK = 8  # multiply-adds in the time of an element read or written: what a depthwise layer's time is
 LINE_BYTES = 64
 ALIASED_BYTES = 512  # positions this far apart, or a multiple, crowd into few sets of the L1 cache
 FOLD_BYTES = 8 << 20  # of padded gradient held at once where padding is not zeros
@@ -122,7 +127,9 @@ class Correlation:
 
     def useful_threads(self, threads: int) -> int:
         """At most ``threads``; fewer where the work would not repay them."""
-        work = self.pixels * self.out_channels * self.taps * self.group_inputs
+        moved = self.batch * self.in_channels * math.prod(axis.source.size for axis in self.axes)
+        moved += self.pixels * self.out_channels
+        work = self.pixels * self.out_channels * self.taps * self.group_inputs + MOVED_WORK * moved
         return max(1, min(threads, work // THREAD_WORK))
 
     @cached_property
@@ -418,6 +425,126 @@ def direct_grad_weight_workspace(geometry: ConvGeometry, itemsize: int, threads:
     def nbytes(size: int) -> int:
         plan = direct_weight(correlation(geometry), size)
         return plan.shared_bytes + threads * plan.segments_bytes
+
+    return _with_half(geometry, itemsize, nbytes)
+
+
+# ------------------------------------------------------------------------------------------------ planar
+
+
+@dataclass(frozen=True)
+class PlanarForward:
+    """The plan of a planar correlation: blocks of ``rows x columns`` output positions of one depth of one image."""
+
+    rows: int
+    columns: int
+    row_blocks: int
+    column_blocks: int
+    slab_rows: int
+    slab_columns: int  # padded positions under a row of the block
+    phases: int  # of the columns: the stride
+    pitch: int  # elements from a phase of a row to the next
+    channel_step: int  # elements
+    k_blocks: int
+    k_parts: int
+    scratch: tuple[int, int, int, int]  # slab, a row before it is split in phases, a tile's sums, output runs
+    packed: int  # elements of the packed weights
+
+    @property
+    def thread_bytes(self) -> int:
+        return sum(self.scratch)
+
+
+def _makespan(sizes: list[int], others: int, threads: int) -> int:
+    """The largest share when ``others`` sequences of tasks of these sizes are dealt out in order."""
+    items, count = sizes * others, len(sizes) * others
+    return max(sum(items[count * t // threads : count * (t + 1) // threads]) for t in range(threads))
+
+
+def _cut(n: int, most: int, others: int, threads: int, multiple: int = 1) -> int:
+    """Rows (or columns) of a block: at most about ``most``, even for the threads where there are few blocks."""
+    least = -(-n // max(1, min(n, most)))
+    candidates = {}
+    for parts in range(least, 2 * least + threads):
+        size = round_up(-(-n // parts), multiple)
+        count = -(-n // size)
+        if count * others > 16 * threads:
+            candidates.setdefault(0, size)
+            break
+        sizes = [size] * (count - 1) + [n - size * (count - 1)]
+        candidates.setdefault(_makespan(sizes, others, threads), size)
+    return candidates[min(candidates)]
+
+
+@lru_cache(maxsize=512)
+def planar_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int = MAX_PIXEL_ROWS) -> PlanarForward:
+    depth, height, width = c.axes
+    lanes, line = MAX_VECTOR_BYTES // itemsize, LINE_BYTES // itemsize
+    phases = max(width.stride, 1)
+
+    def pitch_of(columns: int) -> int:
+        extent = -(-width.extent(columns) // phases)
+        return extent if c.taps == 1 else round_up(extent, lanes)
+
+    def step_of(rows: int, columns: int) -> int:
+        if c.taps == 1:  # panels
+            return round_up(rows * columns, PIXEL_VECTORS * lanes)
+        size = depth.kernel * height.extent(rows) * phases * pitch_of(columns) + lanes
+        return (-(-size // line) | 1) * line  # an odd number of lines: channels spread over the cache's sets
+
+    def fits(rows: int, columns: int) -> bool:
+        return c.group_inputs * step_of(rows, columns) * itemsize <= PLANE_BYTES
+
+    most = min(width.out, PLANE_PIXELS)
+    while most > PIXEL_VECTORS * lanes and not fits(1, most):
+        most = max(PIXEL_VECTORS * lanes, most // 2)
+    others = c.batch * depth.out * c.groups
+    columns = width.out if most >= width.out else most
+    if height.out == 1:
+        columns = min(width.out, _cut(width.out, columns, others, threads, lanes))
+    elif columns < width.out:
+        columns = round_up(even(width.out, columns), lanes)
+    column_blocks = -(-width.out // columns) if width.out else 0
+    rows = max(1, min(height.out, PLANE_PIXELS // columns))
+    while rows > 1 and not fits(rows, columns):
+        rows -= 1
+    rows = _cut(height.out, rows, others * column_blocks, threads) if height.out else 1
+    row_blocks = -(-height.out // rows)
+    k_blocks = -(-c.group_outputs // tile_rows)
+    k_parts = max(1, min(-(-c.group_outputs // MAX_PIXEL_ROWS), threads // max(1, others * row_blocks * column_blocks)))
+    slab = c.group_inputs * step_of(rows, columns) + PIXEL_VECTORS * lanes
+    extent = width.extent(columns)
+    return PlanarForward(
+        rows, columns, row_blocks, column_blocks, height.extent(rows), extent, phases, pitch_of(columns),
+        step_of(rows, columns), k_blocks, k_parts,
+        (
+            aligned(slab * itemsize),
+            aligned((rows * columns if c.taps == 1 else 2 * extent + 4 * lanes) * itemsize),
+            aligned(MAX_PIXEL_ROWS * PIXEL_VECTORS * MAX_VECTOR_BYTES),
+            aligned(rows * 4 * 8),
+        ),
+        c.groups * k_blocks * tile_rows * c.taps * c.group_inputs,
+    )  # fmt: skip
+
+
+def _planar_bytes(c: Correlation, itemsize: int, threads: int) -> int:
+    threads = c.useful_threads(threads)
+    plan = planar_forward(c, itemsize, threads)
+    return aligned(plan.packed * itemsize) + threads * plan.thread_bytes
+
+
+@lru_cache(maxsize=512)
+def planar_forward_workspace(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
+    """Bytes of workspace for ``planar.forward``, its weights packed there too."""
+    return _with_half(geometry, itemsize, lambda size: _planar_bytes(correlation(geometry), size, threads))
+
+
+@lru_cache(maxsize=512)
+def planar_grad_input_workspace(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
+    """Bytes of workspace for ``planar.grad_input``."""
+
+    def nbytes(size: int) -> int:
+        return phase_bytes(geometry, size, threads, lambda c: _planar_bytes(c, size, threads))
 
     return _with_half(geometry, itemsize, nbytes)
 

@@ -43,7 +43,7 @@ class Bound:
 
     def _table(self) -> tuple[memoryview, int]:
         table = np.array(self.fields, np.int64)
-        return memoryview(table), address(table)
+        return table.data, address(table)
 
     def __call__(self, *addresses: int) -> None:
         """Run at these addresses, in the order of ``places``; 0 for an array that is absent."""
@@ -76,7 +76,7 @@ def bind(
     fixed, kept = prepare(c, dtype.itemsize, threads)
     arrays = (_strides(strides, dtype.itemsize) for strides in (x, out, residual))
     call = (*(n for array in arrays for n in array), 0, activation_id(activation), 0, 0)
-    return Bound(kernel, KIND[dtype], threads, call + fixed, ADDRESSES, (kept, c))
+    return Bound(kernel, KIND.get(dtype, np.float32(0)), threads, call + fixed, ADDRESSES, (kept, c))
 
 
 def correlate(

@@ -10,9 +10,13 @@ from .simd import (
     SMALL_ROWS,
     TILE_ROWS,
     copy,
+    copy_every_second,
     keep_whole,
     lane_tile,
     load,
+    pixel_tile,
+    pixel_tile_1,
+    pixel_tile_2,
     shift,
     small_lane_tile,
     small_tile,
@@ -51,6 +55,31 @@ def multiply_lanes(height, segment_count, segments, length, step, a, rows, b, c,
         else:
             lane_tile(segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, accumulate)
             i += TILE_ROWS
+
+
+@jit(inline=True)
+def multiply_pixels(vectors, depth, offsets, a, b, c, ldc, ahead, ahead_step):
+    """C[i][:] = the pixel tile's sums, ``vectors`` wide (1 to 3)."""
+    keep_whole()
+    if vectors == 3:
+        pixel_tile(depth, offsets, a, b, c, ldc, ahead, ahead_step)
+    elif vectors == 2:
+        pixel_tile_2(depth, offsets, a, b, c, ldc, ahead, ahead_step)
+    else:
+        pixel_tile_1(depth, offsets, a, b, c, ldc, ahead, ahead_step)
+
+
+@jit(inline=True)
+def copy_strided(source, step, target, n):
+    """``target[i] = source[i * step]``."""
+    keep_whole()
+    if step == 1:
+        copy(source, target, n)
+    elif step == 2:
+        copy_every_second(source, target, n)
+    else:
+        for i in range(n):
+            store(target, i, load(source, i * step))
 
 
 @jit(inline=True)

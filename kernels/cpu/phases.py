@@ -29,6 +29,10 @@ from .half import in_float32
 Pack = Callable[..., np.ndarray]
 
 
+def _identity(value: Any) -> Any:
+    return value
+
+
 class EntryPoints(NamedTuple):
     """The functions of the kernel contract that correlate."""
 
@@ -38,10 +42,16 @@ class EntryPoints(NamedTuple):
     pack_grad_input: Callable[..., list[np.ndarray]]
 
 
-def entry_points(pack: Pack, kernel: Any, prepare: Prepare) -> EntryPoints:
-    """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are."""
+def entry_points(pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = False) -> EntryPoints:
+    """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are.
 
-    @in_float32
+    16-bit arrays are converted to float32 around it, unless it takes them as they are (``native16``; the bias then
+    comes in float32).
+    """
+    converted: Any = _identity if native16 else in_float32
+    weights: Any = _identity if native16 else computable
+
+    @converted
     def forward(
         geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
         out: np.ndarray, *, activation: str | None = None, packed: Any = None, workspace: np.ndarray, threads: int = 1,
@@ -57,7 +67,7 @@ def entry_points(pack: Pack, kernel: Any, prepare: Prepare) -> EntryPoints:
         with writable(out) as target:
             correlate(kernel, prepare, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)
 
-    @in_float32
+    @converted
     def grad_input(
         geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
         out: np.ndarray, *, activation: str | None = None, packed: Any = None, workspace: np.ndarray, threads: int = 1,
@@ -73,11 +83,11 @@ def entry_points(pack: Pack, kernel: Any, prepare: Prepare) -> EntryPoints:
 
     def pack_forward(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
         """Weights packed for ``forward`` (in float32 where they have 16 bits)."""
-        return pack(blocking.correlation(geometry), weight_view(geometry, computable(w)), None, 1)
+        return pack(blocking.correlation(geometry), weight_view(geometry, weights(w)), None, 1)
 
     def pack_grad_input(geometry: ConvGeometry, w: np.ndarray) -> list[np.ndarray]:
         """Weights packed for ``grad_input``, one array a phase."""
-        w = computable(w)
+        w = weights(w)
         phases = blocking.phase_correlations(geometry)
         return [pack(c, phase_weights(geometry, phase, w), None, 1) for phase, c in phases]
 

@@ -30,16 +30,18 @@ Planes (rows x width, and x channels if channels-last) have fewer than 2^31 elem
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import PoolGeometry
-from . import pool_kernels as kernels
-from .pool_walk import Walk, divisors, forward_walk, transposed_walk, uniform_divisor
+from . import pool_indices, pool_kernels
+from .arrays import KIND, address
+from .bound import Bound
+from .pool_walk import ADDRESSES, Fields, Walk, divisors, forward_walk, transposed_walk, uniform_divisor
 from .simd import lanes
-from .threads import run
 
 Array = NDArray[Any]
 
@@ -60,28 +62,28 @@ def max_forward(geometry: PoolGeometry, x: Array, indices: Array | None, out: Ar
     >>> y
     array([[[3., 5.]]])
     """
-    _extreme_forward("largest", geometry, x, indices, out, threads)
+    _forward("largest", geometry, x, indices, out, threads)
 
 
 def min_forward(geometry: PoolGeometry, x: Array, indices: Array | None, out: Array, *, threads: int = 1) -> None:
     """Minimum of each window, and where it was first met."""
-    _extreme_forward("smallest", geometry, x, indices, out, threads)
+    _forward("smallest", geometry, x, indices, out, threads)
 
 
 def avg_forward(geometry: PoolGeometry, x: Array, out: Array, *, threads: int = 1) -> None:
     """Sum of each window over its divisor."""
-    _sum_forward("sum_of_windows", geometry, x, out, True, threads)
+    _forward("mean", geometry, x, None, out, threads)
 
 
 def lp_forward(geometry: PoolGeometry, x: Array, out: Array, *, threads: int = 1) -> None:
     """(sum of x^p)^(1/p) of each window, p = ``geometry.norm_type``."""
     p = geometry.norm_type
     if p in (1, 2):
-        _sum_forward("sum_of_windows" if p == 1 else "root_of_squares", geometry, x, out, False, threads)
+        _forward("sum" if p == 1 else "norm", geometry, x, None, out, threads)
         return
     y = np.empty_like(out, dtype=np.float64)
     with np.errstate(all="ignore"):
-        _sum_forward("sum_of_windows", geometry, x.astype(np.float64) ** p, y, False, threads)
+        _forward("sum", geometry, x.astype(np.float64) ** p, None, y, threads)
         out[...] = y ** (1 / p)
 
 
@@ -133,53 +135,93 @@ def unpool_grad_input(geometry: PoolGeometry, dy: Array, indices: Array, out: Ar
     last = _is_channels_last(out)
     target = _output(out, last, _compute_dtype(out))
     source, where_from = _flat(dy, last, target.dtype), _flat(indices, last, indices.dtype)
-    _run("gather_by_index", threads, *_planes(out, last), where_from, source, target)
-    _finish(target, out, last)
+    _by_index("gather", out, last, source, where_from, target, False, threads)
 
 
-# --- preparing arrays ---
+# --- running kernels ---
 
 
-def _extreme_forward(
-    which: str, geometry: PoolGeometry, x: Array, indices: Array | None, out: Array, threads: int
-) -> None:
+@lru_cache(maxsize=1024)
+def bind_forward(
+    which: str, geometry: PoolGeometry, last: bool, dtype: np.dtype[Any], index_bytes: int, threads: int
+) -> tuple[Bound, ...]:
+    """The kernels of a forward pooling, to be called in turn with the addresses of x, y, the indices and the scratch.
+
+    ``which``: largest, smallest, mean, sum or norm. x and y are contiguous, channels last or first, of the dtype that
+    is computed in; indices, of 4 or 8 bytes (0: none), lie as y does.
+    """
+    walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype, which == "mean")
+    name = "sum" if which == "mean" else which
+    fields = walk.fields._replace(index_bytes=index_bytes)
+    if index_bytes and not walk.across:
+        return (_bound(getattr(pool_indices, f"{name}_of_windows_at"), fields, dtype, threads, walk),)
+    form = "pixels" if last else "planes" if walk.planes else "rows"
+    first = _bound(getattr(pool_kernels, f"{name}_of_{form}"), fields, dtype, threads, walk)
+    return (first, _bound(pool_indices.find_in_windows, fields, dtype, threads, walk)) if index_bytes else (first,)
+
+
+@lru_cache(maxsize=1024)
+def _bind_transposed(
+    geometry: PoolGeometry, last: bool, dtype: np.dtype[Any], divisor: float, threads: int
+) -> tuple[Bound, ...]:
+    walk = transposed_walk(geometry, last, lanes(dtype.itemsize), dtype, divisor)
+    kernel = pool_kernels.sum_of_pixels if last else pool_kernels.sum_of_rows
+    return (_bound(kernel, walk.fields, dtype, threads, walk),)
+
+
+@lru_cache(maxsize=1024)
+def _bind_index(
+    kernel: str, dtype: np.dtype[Any], threads: int, planes: int, channels: int, x_plane: int, y_plane: int,
+    accumulate: bool,
+) -> tuple[Bound, ...]:  # fmt: skip
+    fields = Fields(*[0] * len(Fields._fields))._replace(
+        rows=planes, channels=channels, plane_size=x_plane, out_row=y_plane, accumulate=int(accumulate)
+    )
+    return (_bound(getattr(pool_indices, kernel), fields, dtype, threads, None),)
+
+
+def _bound(kernel: Any, fields: Fields, dtype: np.dtype[Any], threads: int, kept: Walk | None) -> Bound:
+    return Bound(kernel, KIND[dtype], threads, fields, ADDRESSES, (fields, kept))
+
+
+def run_bound(bound: tuple[Bound, ...], *addresses: int) -> None:
+    """Run kernels one after the other at the addresses of x, y and, where there are any, indices."""
+    x, y, at = addresses if len(addresses) == 3 else (*addresses, 0)
+    for kernel in bound:
+        each = kernel.kept[0].scratch_bytes
+        scratch = np.empty(each * kernel.threads + 64, np.uint8) if each else None
+        kernel(x, y, at, 0 if scratch is None else address(scratch))
+
+
+def useful_threads(threads: int, moved: int) -> int:
+    """How many threads are worth waking to move so many bytes."""
+    return threads if moved >= SERIAL_BYTES else 1
+
+
+def _forward(which: str, geometry: PoolGeometry, x: Array, indices: Array | None, out: Array, threads: int) -> None:
     if out.size == 0:
         return
     last = _is_channels_last(x)
     dtype = _compute_dtype(x)
     source, target = _flat(x, last, dtype), _output(out, last, dtype)
-    walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype)
     at = None if indices is None else _output(indices, last, indices.dtype)
-    if at is None or walk.across:
-        _run(f"{which}_of_windows", threads, *walk.tables, source, target)
-        if at is not None:
-            _run("find_in_windows", threads, *walk.tables, source, at, target)
-    else:
-        _run(f"{which}_of_windows_at", threads, *walk.tables, walk.width[0], source, at, target)
+    arrays = (source, target) if at is None else (source, target, at)
+    threads = useful_threads(threads, sum(a.nbytes for a in arrays))
+    bound = bind_forward(which, geometry, last, dtype, 0 if at is None else at.itemsize, threads)
+    run_bound(bound, *(address(a) for a in arrays))
     if indices is not None and at is not None:
         _finish(at, indices, last)
     _finish(target, out, last)
 
 
-def _sum_forward(kernel: str, geometry: PoolGeometry, x: Array, out: Array, average: bool, threads: int) -> None:
-    last = _is_channels_last(x)
-    dtype = _compute_dtype(x)
-    walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype)
-    _sums(kernel, walk, x, out, last, dtype, average, threads)
-
-
 def _sum_transposed(geometry: PoolGeometry, dy: Array, out: Array, divisor: float, threads: int) -> None:
-    last = _is_channels_last(out)
-    dtype = _compute_dtype(dy)
-    walk = transposed_walk(geometry, last, lanes(dtype.itemsize), dtype, divisor)
-    _sums("sum_of_windows", walk, dy, out, last, dtype, divisor != 1, threads)
-
-
-def _sums(kernel: str, walk: Walk, x: Array, out: Array, last: bool, dtype: Any, divide: bool, threads: int) -> None:
     if out.size == 0:
         return
-    source, target = _flat(x, last, dtype), _output(out, last, dtype)
-    _run(kernel, threads, *walk.tables, walk.width, divide, *walk.divisors, source, target)
+    last = _is_channels_last(out)
+    dtype = _compute_dtype(dy)
+    source, target = _flat(dy, last, dtype), _output(out, last, dtype)
+    threads = useful_threads(threads, source.nbytes + target.nbytes)
+    run_bound(_bind_transposed(geometry, last, dtype, divisor, threads), address(source), address(target))
     _finish(target, out, last)
 
 
@@ -189,14 +231,24 @@ def _scatter(dy: Array, indices: Array, out: Array, accumulate: bool, threads: i
     last = _is_channels_last(out)
     target = _output(out, last, _compute_dtype(out))
     source, to = _flat(dy, last, target.dtype), _flat(indices, last, indices.dtype)
-    _run("scatter_by_index", threads, accumulate, *_planes(out, last), to, source, target)
+    _by_index("scatter", out, last, source, to, target, accumulate, threads)
+
+
+def _by_index(
+    how: str, out: Array, last: bool, source: Array, indices: Array, target: Array, accumulate: bool, threads: int
+) -> None:
+    """Values moved by index: scattered or gathered."""
+    planes, channels = (out.shape[0], out.shape[1]) if last else (out.shape[0] * out.shape[1], 1)
+    threads = useful_threads(threads, source.nbytes + indices.nbytes + target.nbytes)
+    bound = _bind_index(
+        f"{how}_by_{indices.dtype.name}", target.dtype, threads, planes, channels, source.size // planes,
+        target.size // planes, accumulate,
+    )  # fmt: skip
+    run_bound(bound, address(source), address(target), address(indices))
     _finish(target, out, last)
 
 
-def _run(kernel: str, threads: int, *arguments: Any) -> None:
-    moved = sum(a.nbytes for a in arguments if isinstance(a, np.ndarray))
-    parallel = getattr(kernels, f"{kernel}_parallel")
-    run(getattr(kernels, kernel), parallel, threads if moved >= SERIAL_BYTES else 1, *arguments)
+# --- preparing arrays ---
 
 
 def _compute_dtype(a: Array) -> np.dtype[Any]:
@@ -213,16 +265,9 @@ def _in_order(a: Array, last: bool) -> Array:
     return np.moveaxis(a, 1, -1) if last else a
 
 
-def _planes(a: Array, last: bool) -> tuple[int, int]:
-    """Planes, and the channels that are interleaved in each."""
-    return (a.shape[0], a.shape[1]) if last else (a.shape[0] * a.shape[1], 1)
-
-
 def _flat(a: Array, last: bool, dtype: Any) -> Array:
-    """The array as a read-only contiguous vector, copied if it is neither that nor aligned nor of the dtype."""
-    flat = np.require(_in_order(a, last), dtype, ["C", "ALIGNED"]).reshape(-1)
-    flat.flags.writeable = False  # one compiled version serves writable and read-only arrays
-    return flat
+    """The array as a contiguous vector, copied if it is neither that nor aligned nor of the dtype."""
+    return np.require(_in_order(a, last), dtype, ["C", "ALIGNED"]).reshape(-1)
 
 
 def _output(a: Array, last: bool, dtype: Any) -> Array:

@@ -1,81 +1,72 @@
-"""The compiled loops of pooling: reductions along the strips of :mod:`.pool_walk`, and scatters and gathers by index.
+"""The compiled loops of pooling that reduce windows to values, as :mod:`.pool_walk` lays them out.
 
-A reduction writes rows of the output; one vector of outputs is reduced at a time, its window's taps innermost:
+Three loops reduce windows, each the shortest way for how they lie:
 
-    for each row of the output -> for each strip -> for each vector of the strip:
-        for each tap along the row -> for each row of the window:   accumulator = take(x[...], accumulator)
+    rows      channels first: down the window's rows into a buffer in L1, whole vectors side by side, then along it
 
-The masks of a vector at the edge depend on the tap and not on the window's row, hence the order. Only where indices
-are wanted are rows outside, so that the first maximum is met first.
+                  x  a a a a a a a a        buffer  . m m m m m m m m .        y  max(. m m) max(m m m) ...
+                     b b b b b b b b   ->           (. is padding)       ->
+                     c c c c c c c c                                           stride 2: even and odd lanes
 
-Every kernel is ``kernel(t, threads, *arguments)``, share t of the work, and ``kernel_parallel(threads, *arguments)``.
+              A batch of rows at a time. Where windows neither overlap nor leave gaps, the batch is one long row.
+    pixels    channels last: lanes are channels, four vectors at a time, the window's taps innermost
+    planes    channels first, windows that are whole planes: a vector a plane, then as many vectors as they have
+              lanes are combined into one, by a tree of shuffles
+
+(With indices: :mod:`.pool_indices`.)
+
+Every kernel is ``kernel(t, threads, table, chunk, kind)``, share t of the work; ``table`` is the address of a
+:class:`~.pool_walk.Fields` of integers, ``kind`` a number of the element type.
 Names: r row of the output (p plane, d depth, h height), s strip, c output along the strip, i its position in the
 input row, a and b rows of the window, j tap.
 """
 
 # Functions here are typed by Numba. Loops with few iterations and many arguments are split into helpers that LLVM must
-# inline: called with constants for ``step`` and ``whole``, each leaves only the loads that these select.
+# inline, so that what is constant in a call costs nothing.
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .compile import jit
+from .pool_walk import DIVIDE, DIVIDE_EACH, FIELD_COUNT, MULTIPLY, UNDIVIDED, Fields
+from .simd import from_bits, pointer, unpack
+from .simd import load as element
 from .vector import (
     add,
     add_square,
-    add_where_valid,
-    data,
+    all_largest,
+    all_smallest,
     divide,
     gather,
     index_ramp,
-    is_larger,
-    is_smaller,
     keep_rolled,
     lane_count,
     largest,
     load,
     load_even,
-    load_even_within,
     load_indices,
+    load_odd,
     load_within,
     maximum,
     minimum,
     multiply,
     number,
-    ramp_within,
+    quotient,
+    scratch,
     smallest,
     splat,
     square_root,
+    store,
     store_first,
     tap_positions,
     total,
-    where,
+    totals,
 )
 
-CHANNEL_BLOCK = 64
-"""Channels that one thread scatters at a time, channels-last: whole cache lines, and enough blocks to share out."""
+PARTIAL = 64
+"""Vectors of a plane that are summed before the sum is added to the plane's: shorter chains, smaller errors."""
 
 inlined = njit(nogil=True, error_model="numpy", forceinline=True)
-
-
-@inlined
-def _fetch(x, row, i, step, limit, whole, fill):
-    """The vector x[row + i + l * step], ``fill`` outside [0, limit); ``whole``: nothing is outside."""
-    if step == 1:
-        if whole:
-            return load(x, row + i)
-        return load_within(x, row, i, limit, fill)
-    if step == 2:
-        if whole:
-            return load_even(x, row + i)
-        return load_even_within(x, row, i, limit, fill)
-    return gather(x, row, ramp_within(x, i, step, limit), fill)
-
-
-@inlined
-def _is_whole(x, i, taps, tap_step, step, limit):
-    """Whether every load of the vector at i stays inside its row. (A load of stride 2 reads one element further.)"""
-    return i >= 0 and i + (taps - 1) * tap_step + (lane_count(x) - 1) * step + (step == 2) < limit
 
 
 @inlined
@@ -97,379 +88,398 @@ def _next(h, d, p, heights, depths):
     return h, d, p
 
 
-# --- values only: take is maximum, minimum, add or add_square ---
+@inlined
+def _finished(result, by, inverse, divide_how, root):
+    """Divided as Fields.divide says (DIVIDE_EACH is a division too), and the root taken if it is to be."""
+    if divide_how == MULTIPLY:
+        result = multiply(result, by)
+    elif divide_how == DIVIDE:
+        result = quotient(result, by, inverse)
+    elif divide_how != UNDIVIDED:
+        result = divide(result, by)
+    return square_root(result) if root else result
+
+
+# --- rows: take reduces elements of x, join what take has reduced ---
 
 
 @inlined
-def _taps(take, sums, x, fill, base, depths, depth_step, heights, height_step, i, taps, tap_step, step, limit, whole):
-    result = splat(x, fill)
-    for j in range(taps):
-        # sums restart for each column of the window and are added up: shorter chains, smaller errors
-        line = splat(x, fill) if sums else result
-        for a in range(depths):
-            for b in range(heights):
-                row = base + a * depth_step + b * height_step
-                line = take(_fetch(x, row, i + j * tap_step, step, limit, whole, fill), line)
-                keep_rolled()
-        result = add(line, result) if sums else line
-    return result
-
-
-@inlined
-def _reduced(take, sums, x, fill, base, depths, depth_step, heights, height_step, i, taps, tap_step, step, limit):
-    """One vector of windows, reduced."""
-    whole = _is_whole(x, i, taps, tap_step, step, limit)
-    if step == 1 and whole:
-        return _taps(
-            take, sums, x, fill, base, depths, depth_step, heights, height_step, i, taps, tap_step, 1, limit, True
-        )
-    if step == 1:
-        return _taps(
-            take, sums, x, fill, base, depths, depth_step, heights, height_step, i, taps, tap_step, 1, limit, False
-        )
-    if step == 2 and whole:
-        return _taps(
-            take, sums, x, fill, base, depths, depth_step, heights, height_step, i, taps, tap_step, 2, limit, True
-        )
-    if step == 2:
-        return _taps(
-            take, sums, x, fill, base, depths, depth_step, heights, height_step, i, taps, tap_step, 2, limit, False
-        )
-    return _taps(
-        take, sums, x, fill, base, depths, depth_step, heights, height_step, i, taps, tap_step, step, limit, False
-    )
-
-
-@inlined
-def _extremes(take, across_lanes, fill, t, threads, depth, height, strips, steps, x, y):
-    plane_size, slice_size, row_size, depth_step, height_step, step, tap_step, out_row, _, across = steps
-    source, target = data(x), data(y)
-    empty = number(source, fill)
-    rows = y.size // out_row
-    first_row = rows * t // threads
-    h, d, p = _place(first_row, len(height), len(depth))
-    for r in range(first_row, rows * (t + 1) // threads):
-        base = p * plane_size + depth[d, 0] * slice_size + height[h, 0] * row_size
-        for s in range(len(strips)):
-            start, taps, limit, out_start, length = strips[s, 0], strips[s, 1], strips[s, 2], strips[s, 3], strips[s, 4]
-            for c in range(0, length, lane_count(source)):
-                best = _reduced(
-                    take, False, source, empty, base, depth[d, 1], depth_step, height[h, 1], height_step,
-                    start + c * step, taps, tap_step, step, limit,
-                )  # fmt: skip
-                o = r * out_row + out_start + c
-                if across:
-                    y[o] = across_lanes(best)
-                else:
-                    store_first(target, o, best, length - c)
-        h, d, p = _next(h, d, p, len(height), len(depth))
-
-
-@jit
-def largest_of_windows(t, threads, depth, height, strips, steps, x, y):
-    _extremes(maximum, largest, -np.inf, t, threads, depth, height, strips, steps, x, y)
-
-
-@jit
-def smallest_of_windows(t, threads, depth, height, strips, steps, x, y):
-    _extremes(minimum, smallest, np.inf, t, threads, depth, height, strips, steps, x, y)
-
-
-@inlined
-def _looked_up(x, fill, starts, counts, base, depths, depth_step, heights, height_step, taps, tap_step):
-    """One vector of windows, summed, where each lane's window has its own start and count."""
-    result = splat(x, fill)
-    for j in range(taps):
-        positions = tap_positions(starts, counts, j, tap_step)
-        for a in range(depths):
-            for b in range(heights):
-                result = add(gather(x, base + a * depth_step + b * height_step, positions, fill), result)
-                keep_rolled()
-    return result
-
-
-@inlined
-def _sums(take, root, t, threads, depth, height, strips, steps, width, averages, by_depth, by_height, by_width, x, y):
-    plane_size, slice_size, row_size, depth_step, height_step, step, tap_step, out_row, _, across = steps
-    source, target, widths = data(x), data(y), data(by_width)
-    zero, one = number(source, 0), number(source, 1)
-    divisor_a_lane = by_width.size > len(strips)
-    starts, counts = data(width[0]), data(width[1])
-    rows = y.size // out_row
-    first_row = rows * t // threads
-    h, d, p = _place(first_row, len(height), len(depth))
-    for r in range(first_row, rows * (t + 1) // threads):
-        base = p * plane_size + depth[d, 0] * slice_size + height[h, 0] * row_size
-        for s in range(len(strips)):
-            start, taps, limit, out_start, length = strips[s, 0], strips[s, 1], strips[s, 2], strips[s, 3], strips[s, 4]
-            for c in range(0, length, lane_count(source)):
-                if step == 0:
-                    result = _looked_up(
-                        source, zero,
-                        load_indices(source, starts, c, length - c), load_indices(source, counts, c, length - c),
-                        base, depth[d, 1], depth_step, height[h, 1], height_step, taps, tap_step,
-                    )  # fmt: skip
-                else:
-                    result = _reduced(
-                        take, True, source, zero, base, depth[d, 1], depth_step, height[h, 1], height_step,
-                        start + c * step, taps, tap_step, step, limit,
-                    )  # fmt: skip
-                if across:
-                    result = splat(source, total(result))
-                if averages:
-                    divisor = splat(source, by_depth[d] * by_height[h])
-                    if divisor_a_lane:
-                        divisor = multiply(divisor, load_within(widths, c, 0, length - c, one))
-                    else:
-                        divisor = multiply(divisor, splat(source, by_width[s]))
-                    result = divide(result, divisor)
-                if root:
-                    result = square_root(result)
-                store_first(target, r * out_row + out_start + c, result, length - c)
-        h, d, p = _next(h, d, p, len(height), len(depth))
-
-
-@jit
-def sum_of_windows(t, threads, depth, height, strips, steps, width, averages, by_depth, by_height, by_width, x, y):
-    args = (t, threads, depth, height, strips, steps, width, averages, by_depth, by_height, by_width, x, y)
-    _sums(add, False, *args)
-
-
-@jit
-def root_of_squares(t, threads, depth, height, strips, steps, width, averages, by_depth, by_height, by_width, x, y):
-    args = (t, threads, depth, height, strips, steps, width, averages, by_depth, by_height, by_width, x, y)
-    _sums(add_square, True, *args)
-
-
-# --- values and indices: better is is_larger or is_smaller ---
-
-
-@inlined
-def _taps_at(
-    better, x, fill, best_at, index, index_tap, index_lane, channels,
-    base, depths, depth_step, heights, height_step, i, taps, tap_step, step, limit, whole,
-):  # fmt: skip
-    best = splat(x, fill)
+def _column(take, x, i, depths, depth_step, heights, height_step, n, empty, whole):
+    """One vector of columns, reduced down the window."""
+    result = splat(x, empty)
+    if depths == 1 and heights == 2:
+        result = take(_at(x, i, n, empty, whole), result)
+        return take(_at(x, i + height_step, n, empty, whole), result)
+    if depths == 1 and heights == 3:
+        result = take(_at(x, i, n, empty, whole), result)
+        result = take(_at(x, i + height_step, n, empty, whole), result)
+        return take(_at(x, i + 2 * height_step, n, empty, whole), result)
     for a in range(depths):
         for b in range(heights):
-            offset = a * depth_step + b * height_step
-            row_index = index + offset // channels
-            for j in range(taps):
-                v = _fetch(x, base + offset, i + j * tap_step, step, limit, whole, fill)
-                found = better(v, best)
-                best = where(found, v, best)
-                best_at = where(found, index_ramp(x, row_index + j * index_tap, index_lane), best_at)
-                keep_rolled()
-    return best, best_at
+            result = take(_at(x, i + a * depth_step + b * height_step, n, empty, whole), result)
+            keep_rolled()
+    return result
 
 
 @inlined
-def _reduced_at(
-    better, x, fill, best_at, index, index_tap, index_lane, channels,
-    base, depths, depth_step, heights, height_step, i, taps, tap_step, step, limit,
+def _at(x, i, n, empty, whole):
+    return load(x, i) if whole else load_within(x, i, 0, n, empty)
+
+
+@inlined
+def _down_each(
+    take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch
 ):  # fmt: skip
-    """One vector of windows: its extremes and the index of each. ``best_at`` holds the windows' first indices."""
-    whole = _is_whole(x, i, taps, tap_step, step, limit)
-    if step == 1 and whole:
-        return _taps_at(
-            better, x, fill, best_at, index, index_tap, index_lane, channels,
-            base, depths, depth_step, heights, height_step, i, taps, tap_step, 1, limit, True,
-        )  # fmt: skip
+    lanes = lane_count(x)
+    whole = columns // lanes * lanes
+    for _ in range(rows):
+        for c in range(0, whole, lanes):
+            store(buffer, o + c, _column(take, x, i + c, depths, depth_step, heights, height_step, lanes, empty, True))
+            keep_rolled()
+        if whole < columns:
+            n = columns - whole
+            last = _column(take, x, i + whole, depths, depth_step, heights, height_step, n, empty, False)
+            store(buffer, o + whole, last)
+        i += advance
+        o += pitch
+        keep_rolled()
+
+
+@inlined
+def _down(take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch):
+    """Rows of windows, each the same number of input rows and ``advance`` further, reduced down to the buffer.
+
+    Behind the columns of each follows what is neutral.
+    """
+    if depths == 1 and heights == 2:
+        _down_each(take, x, i, advance, rows, 1, 0, 2, height_step, columns, empty, buffer, o, pitch)
+    elif depths == 1 and heights == 3:
+        _down_each(take, x, i, advance, rows, 1, 0, 3, height_step, columns, empty, buffer, o, pitch)
+    else:
+        _down_each(
+            take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch
+        )
+
+
+@inlined
+def _along(join, v, i, taps, tap_step, step, empty):
+    """One vector of windows, reduced along the buffer from position i."""
+    if step == 1 and taps == 3:
+        return join(load(v, i + 2 * tap_step), join(load(v, i + tap_step), load(v, i)))
+    if step == 2 and tap_step == 1 and taps == 2:
+        return join(load_odd(v, i), load_even(v, i))
+    if step == 2 and tap_step == 1 and taps == 3:
+        return join(load_even(v, i + 2), join(load_odd(v, i), load_even(v, i)))
+    result = splat(v, empty)
     if step == 1:
-        return _taps_at(
-            better, x, fill, best_at, index, index_tap, index_lane, channels,
-            base, depths, depth_step, heights, height_step, i, taps, tap_step, 1, limit, False,
-        )  # fmt: skip
-    if step == 2 and whole:
-        return _taps_at(
-            better, x, fill, best_at, index, index_tap, index_lane, channels,
-            base, depths, depth_step, heights, height_step, i, taps, tap_step, 2, limit, True,
-        )  # fmt: skip
-    if step == 2:
-        return _taps_at(
-            better, x, fill, best_at, index, index_tap, index_lane, channels,
-            base, depths, depth_step, heights, height_step, i, taps, tap_step, 2, limit, False,
-        )  # fmt: skip
-    return _taps_at(
-        better, x, fill, best_at, index, index_tap, index_lane, channels,
-        base, depths, depth_step, heights, height_step, i, taps, tap_step, step, limit, False,
-    )  # fmt: skip
+        for j in range(taps):
+            result = join(load(v, i + j * tap_step), result)
+            keep_rolled()
+    elif step == 2:
+        for j in range(taps):
+            result = join(load_even(v, i + j * tap_step), result)
+            keep_rolled()
+    else:
+        for j in range(taps):
+            result = join(gather(v, i + j * tap_step, index_ramp(v, 0, step), empty), result)
+            keep_rolled()
+    return result
 
 
 @inlined
-def _extremes_at(better, fill, t, threads, depth, height, strips, steps, first, x, at, y):
-    plane_size, slice_size, row_size, depth_step, height_step, step, tap_step, out_row, channels, _ = steps
-    source, target, target_at, firsts = data(x), data(y), data(at), data(first)
-    empty = number(source, fill)
-    index_lane, index_tap = (step, tap_step) if channels == 1 else (0, tap_step // channels)
-    rows = y.size // out_row
-    first_row = rows * t // threads
-    h, d, p = _place(first_row, len(height), len(depth))
-    for r in range(first_row, rows * (t + 1) // threads):
-        in_plane = depth[d, 0] * slice_size + height[h, 0] * row_size
-        index = in_plane // channels  # of column 0 in the window's first row
-        has_rows = depth[d, 1] * height[h, 1] > 0
-        for s in range(len(strips)):
-            start, taps, limit, out_start, length = strips[s, 0], strips[s, 1], strips[s, 2], strips[s, 3], strips[s, 4]
-            for c in range(0, length, lane_count(source)):
-                if not has_rows:
-                    best_at = index_ramp(source, -1, 0)
-                elif channels == 1:
-                    best_at = add_where_valid(load_indices(source, firsts, c, length - c), index)
+def _along_all(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n):
+    """n windows along the buffer, finished and stored."""
+    lanes = lane_count(v)
+    whole = n // lanes * lanes
+    for c in range(0, whole, lanes):
+        result = _along(join, v, i + c * step, taps, tap_step, step, empty)
+        store(y, o + c, _finished(result, by, inverse, how, root))
+        keep_rolled()
+    if whole < n:
+        result = _along(join, v, i + whole * step, taps, tap_step, step, empty)
+        store_first(y, o + whole, _finished(result, by, inverse, how, root), n - whole)
+
+
+@inlined
+def _along_regular(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n):
+    """The same, compiled for the usual windows."""
+    if step == 1 and taps == 3:
+        _along_all(join, v, i, 3, tap_step, 1, empty, by, inverse, how, root, y, o, n)
+    elif step == 2 and tap_step == 1 and taps == 2:
+        _along_all(join, v, i, 2, 1, 2, empty, by, inverse, how, root, y, o, n)
+    elif step == 2 and tap_step == 1 and taps == 3:
+        _along_all(join, v, i, 3, 1, 2, empty, by, inverse, how, root, y, o, n)
+    else:
+        _along_all(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n)
+
+
+@inlined
+def _looked_up(join, v, i, starts, counts, taps, tap_step, empty):
+    """One vector of windows, each lane's with a start and a count of its own."""
+    result = splat(v, empty)
+    for j in range(taps):
+        result = join(gather(v, i, tap_positions(starts, counts, j, tap_step), empty), result)
+        keep_rolled()
+    return result
+
+
+@inlined
+def _run(join, across, v, i, n, empty):
+    """n neighbouring elements reduced to one."""
+    lanes = lane_count(v)
+    result = load_within(v, i, 0, n, empty)
+    for c in range(lanes, n, lanes):
+        result = join(load_within(v, i, c, n, empty), result)
+        keep_rolled()
+    return across(result)
+
+
+@inlined
+def _rows(take, join, across, root, fill, t, threads, table, kind):
+    f = Fields(*unpack(table, FIELD_COUNT))
+    x, y, buffer = pointer(f.x, kind), pointer(f.y, kind), scratch(kind)
+    if f.scratch:
+        buffer = pointer(f.scratch + t * f.scratch_bytes, kind)
+    depth, height, strips = pointer(f.depth, table), pointer(f.height, table), pointer(f.strips, table)
+    starts, counts = pointer(f.starts, np.int32(0)), pointer(f.counts, np.int32(0))
+    by_depth, by_height, by_width = pointer(f.by_depth, kind), pointer(f.by_height, kind), pointer(f.by_width, kind)
+    lanes, empty, one = lane_count(x), number(x, fill), number(x, 1)
+    by, inverse = splat(x, number(x, from_bits(f.divisor))), splat(x, number(x, from_bits(f.inverse)))
+    for i in range(0, f.buffer_size, lanes):
+        store(buffer, i, splat(x, empty))
+    first, last = f.rows * t // threads, f.rows * (t + 1) // threads
+    h, d, p = _place(first, f.heights, f.depths)
+    for r in range(first, last, f.batch):
+        rows = min(f.batch, last - r)
+        hh, dd, i = h, d, 0
+        while i < rows:
+            base = p * f.plane_size + element(depth, 2 * d) * f.slice_size + element(height, 2 * h) * f.row_size
+            alike = 1
+            if f.alike_everywhere:
+                alike = rows
+            elif f.alike_from <= h < f.alike_to:
+                alike = min(f.alike_to - h, rows - i)
+            _down(
+                take, x, base + f.skip, f.advance, alike, element(depth, 2 * d + 1), f.depth_step,
+                element(height, 2 * h + 1), f.height_step, f.columns, empty, buffer, f.lead + i * f.pitch, f.pitch,
+            )  # fmt: skip
+            i += alike
+            if f.alike_everywhere:
+                h, d, p = _place(r + i, f.heights, f.depths)
+            else:
+                h, d, p = _next(h + alike - 1, d, p, f.heights, f.depths)
+        pieces, length = (1, rows * f.out_row) if f.flat else (rows, f.out_row)
+        for i in range(pieces):
+            here, o = i * f.pitch, (r + i) * f.out_row
+            if not f.across and f.step != 0 and f.divide != DIVIDE_EACH:
+                _along_regular(
+                    join, buffer, here, f.taps, f.tap_step, f.step, empty, by, inverse, f.divide, root, y, o, length
+                )
+                continue
+            by_rows = number(x, 1)
+            if f.divide == DIVIDE_EACH:
+                by_rows = element(by_depth, dd) * element(by_height, hh)
+                hh, dd, _ = _next(hh, dd, 0, f.heights, f.depths)
+            for c in range(0, length, 1 if f.across else lanes):
+                n = 1 if f.across else length - c
+                if f.across:
+                    start = here + f.lead + element(strips, 6 * c)
+                    count = element(strips, 6 * c + 2) - element(strips, 6 * c)
+                    result = splat(x, _run(join, across, buffer, start, count, empty))
+                elif f.step == 0:
+                    result = _looked_up(
+                        join, buffer, here + f.lead, load_indices(x, starts, c, n), load_indices(x, counts, c, n),
+                        f.taps, f.tap_step, empty,
+                    )  # fmt: skip
                 else:
-                    best_at = add_where_valid(index_ramp(source, first[s], 0), index)
-                here = index + strips[s, 5] + c * index_lane
-                best, best_at = _reduced_at(
-                    better, source, empty, best_at, here, index_tap, index_lane, channels,
-                    p * plane_size + in_plane, depth[d, 1], depth_step, height[h, 1], height_step,
-                    start + c * step, taps, tap_step, step, limit,
-                )  # fmt: skip
-                o = r * out_row + out_start + c
-                store_first(target, o, best, length - c)
-                store_first(target_at, o, best_at, length - c)
-        h, d, p = _next(h, d, p, len(height), len(depth))
+                    result = _along(join, buffer, here + c * f.step, f.taps, f.tap_step, f.step, empty)
+                if f.divide == DIVIDE_EACH:
+                    by = multiply(splat(x, by_rows), load_within(by_width, c, 0, n, one))
+                store_first(y, o + c, _finished(result, by, inverse, f.divide, root), n)
 
 
-@jit
-def largest_of_windows_at(t, threads, depth, height, strips, steps, first, x, at, y):
-    _extremes_at(is_larger, -np.inf, t, threads, depth, height, strips, steps, first, x, at, y)
-
-
-@jit
-def smallest_of_windows_at(t, threads, depth, height, strips, steps, first, x, at, y):
-    _extremes_at(is_smaller, np.inf, t, threads, depth, height, strips, steps, first, x, at, y)
-
-
-@jit
-def find_in_windows(t, threads, depth, height, strips, steps, x, at, y):
-    """Indices for windows reduced across: where the first element equal to y is (NaN equals NaN)."""
-    plane_size, slice_size, row_size, depth_step, height_step, _, _, out_row, _, _ = steps
-    rows = y.size // out_row
-    first_row = rows * t // threads
-    h, d, p = _place(first_row, len(height), len(depth))
-    for r in range(first_row, rows * (t + 1) // threads):
-        in_plane = depth[d, 0] * slice_size + height[h, 0] * row_size
-        for s in range(len(strips)):
-            start, limit, o = strips[s, 0], strips[s, 2], r * out_row + strips[s, 3]
-            at[o] = -1
-            for a in range(depth[d, 1]):
-                for b in range(height[h, 1]):
-                    offset = in_plane + a * depth_step + b * height_step
-                    for i in range(start, limit if at[o] < 0 else start):
-                        v = x[p * plane_size + offset + i]
-                        if v == y[o] or (v != v and y[o] != y[o]):
-                            at[o] = offset + i
-                            break
-        h, d, p = _next(h, d, p, len(height), len(depth))
-
-
-# --- scatters and gathers by index: planes of ``channels`` interleaved, cut into blocks of channels ---
+# --- pixels ---
 
 
 @inlined
-def _put(plane, position, positions, channels, channel, value, accumulate):
-    if np.uint64(position) < np.uint64(positions):  # unsigned: a negative position is a large one
-        i = np.uint64(position) * np.uint64(channels) + np.uint64(channel)
-        if accumulate:
-            plane[i] += value
-        else:
-            plane[i] = value
+def _four(take, join, x, i, depths, depth_step, heights, height_step, taps, tap_step, empty):
+    """Four vectors of channels, reduced: along each row of the window, then down."""
+    lanes, none = lane_count(x), splat(x, empty)
+    r0, r1, r2, r3 = none, none, none, none
+    for a in range(depths):
+        for b in range(heights):
+            at = i + a * depth_step + b * height_step
+            s0, s1, s2, s3 = none, none, none, none
+            for _ in range(taps):
+                s0, s1 = take(load(x, at), s0), take(load(x, at + lanes), s1)
+                s2, s3 = take(load(x, at + 2 * lanes), s2), take(load(x, at + 3 * lanes), s3)
+                at += tap_step
+                keep_rolled()
+            r0, r1, r2, r3 = join(s0, r0), join(s1, r1), join(s2, r2), join(s3, r3)
+    return r0, r1, r2, r3
+
+
+@inlined
+def _one(take, join, x, i, n, depths, depth_step, heights, height_step, taps, tap_step, empty):
+    """At most one vector of channels, reduced."""
+    result = splat(x, empty)
+    for a in range(depths):
+        for b in range(heights):
+            at = i + a * depth_step + b * height_step
+            line = splat(x, empty)
+            for _ in range(taps):
+                line = take(load_within(x, at, 0, n, empty), line)
+                at += tap_step
+                keep_rolled()
+            result = join(line, result)
+    return result
+
+
+@inlined
+def _pixels(take, join, root, fill, t, threads, table, kind):
+    f = Fields(*unpack(table, FIELD_COUNT))
+    x, y = pointer(f.x, kind), pointer(f.y, kind)
+    depth, height, strips = pointer(f.depth, table), pointer(f.height, table), pointer(f.strips, table)
+    by_depth, by_height, by_width = pointer(f.by_depth, kind), pointer(f.by_height, kind), pointer(f.by_width, kind)
+    lanes, empty = lane_count(x), number(x, fill)
+    blocks = -(-f.channels // f.block)
+    for work in range(f.rows * blocks * t // threads, f.rows * blocks * (t + 1) // threads):
+        r, first = work // blocks, work % blocks * f.block
+        last = min(first + f.block, f.channels)
+        h, d, p = _place(r, f.heights, f.depths)
+        base = p * f.plane_size + element(depth, 2 * d) * f.slice_size + element(height, 2 * h) * f.row_size
+        depths, heights = element(depth, 2 * d + 1), element(height, 2 * h + 1)
+        divisor = number(x, from_bits(f.divisor))
+        for s in range(f.strip_count):
+            i, taps, o = base + element(strips, 6 * s), element(strips, 6 * s + 1), element(strips, 6 * s + 3)
+            o += r * f.out_row
+            if f.divide == DIVIDE_EACH:
+                divisor = element(by_depth, d) * element(by_height, h) * element(by_width, s)
+            by, inverse = splat(x, divisor), splat(x, number(x, from_bits(f.inverse)))
+            whole = first + (last - first) // (4 * lanes) * (4 * lanes)
+            for c in range(first, whole, 4 * lanes):
+                r0, r1, r2, r3 = _four(
+                    take, join, x, i + c, depths, f.depth_step, heights, f.height_step, taps, f.tap_step, empty
+                )
+                store(y, o + c, _finished(r0, by, inverse, f.divide, root))
+                store(y, o + c + lanes, _finished(r1, by, inverse, f.divide, root))
+                store(y, o + c + 2 * lanes, _finished(r2, by, inverse, f.divide, root))
+                store(y, o + c + 3 * lanes, _finished(r3, by, inverse, f.divide, root))
+            for c in range(whole, last, lanes):
+                result = _one(
+                    take, join, x, i + c, last - c, depths, f.depth_step, heights, f.height_step, taps, f.tap_step,
+                    empty,
+                )  # fmt: skip
+                store_first(y, o + c, _finished(result, by, inverse, f.divide, root), last - c)
+
+
+# --- planes ---
+
+
+@inlined
+def _some(take, join, x, i, n, empty):
+    """At most 4 * PARTIAL vectors of neighbouring elements, reduced to one vector."""
+    lanes, none = lane_count(x), splat(x, empty)
+    whole, last = n // (4 * lanes) * (4 * lanes), n // lanes * lanes
+    r0, r1, r2, r3 = none, none, none, none
+    for c in range(0, whole, 4 * lanes):
+        r0, r1 = take(load(x, i + c), r0), take(load(x, i + c + lanes), r1)
+        r2, r3 = take(load(x, i + c + 2 * lanes), r2), take(load(x, i + c + 3 * lanes), r3)
+        keep_rolled()
+    for c in range(whole, last, lanes):
+        r0 = take(load(x, i + c), r0)
+        keep_rolled()
+    if last < n:
+        r1 = take(load_within(x, i + last, 0, n - last, empty), r1)
+    return join(join(r0, r1), join(r2, r3))
+
+
+@inlined
+def _plane(take, join, x, i, n, empty):
+    """A plane reduced to one vector."""
+    block = 4 * PARTIAL * lane_count(x)
+    result = _some(take, join, x, i, min(n, block), empty)
+    for c in range(block, n, block):
+        result = join(_some(take, join, x, i + c, min(n - c, block), empty), result)
+    return result
+
+
+@inlined
+def _planes(take, join, across, across_each, root, fill, t, threads, table, kind):
+    f = Fields(*unpack(table, FIELD_COUNT))
+    x, y, buffer = pointer(f.x, kind), pointer(f.y, kind), scratch(kind)
+    lanes, empty = lane_count(x), number(x, fill)
+    by, inverse = splat(x, number(x, from_bits(f.divisor))), splat(x, number(x, from_bits(f.inverse)))
+    p, last = f.rows * t // threads, f.rows * (t + 1) // threads
+    while p + lanes <= last:
+        for i in range(lanes):
+            store(buffer, i * lanes, _plane(take, join, x, (p + i) * f.plane_size, f.plane_size, empty))
+        store(y, p, _finished(across_each(buffer, 0), by, inverse, f.divide, root))
+        p += lanes
+    while p < last:
+        result = splat(x, across(_plane(take, join, x, p * f.plane_size, f.plane_size, empty)))
+        store_first(y, p, _finished(result, by, inverse, f.divide, root), 1)
+        p += 1
+
+
+# --- the three loops for each reduction ---
 
 
 @jit
-def scatter_by_index(t, threads, accumulate, planes, channels, indices, x, y):
-    """y = 0, then y[index] += x (``accumulate``) or = x, plane by plane in order; a share is whole channel blocks."""
-    out_size, in_size = y.size // planes, x.size // planes
-    blocks = -(-channels // CHANNEL_BLOCK)
-    for work in range(planes * blocks * t // threads, planes * blocks * (t + 1) // threads):
-        p, first = work // blocks, work % blocks * CHANNEL_BLOCK
-        last = min(first + CHANNEL_BLOCK, channels)
-        out_plane, in_plane = y[p * out_size : (p + 1) * out_size], x[p * in_size : (p + 1) * in_size]
-        to = indices[p * in_size : (p + 1) * in_size]
-        positions = out_size // channels
-        if channels == 1:  # what follows, at half its cost
-            out_plane[:] = 0
-            for i in range(in_size):
-                _put(out_plane, to[i], positions, 1, 0, in_plane[i], accumulate)
-            continue
-        for o in range(0, out_size, channels):
-            out_plane[o + first : o + last] = 0
-        for o in range(0, in_size, channels):
-            for c in range(first, last):
-                _put(out_plane, to[o + c], positions, channels, c, in_plane[o + c], accumulate)
+def largest_of_rows(t, threads, table, chunk, kind):
+    _rows(maximum, maximum, largest, False, -np.inf, t, threads, table, kind)
 
 
 @jit
-def gather_by_index(t, threads, planes, channels, indices, x, y):
-    """y = x[index], 0 where the index is outside the plane."""
-    out_size, in_size = y.size // planes, x.size // planes
-    positions = y.size // channels
-    for o in range(positions * t // threads, positions * (t + 1) // threads):
-        base = o * channels // out_size * in_size
-        for c in range(channels):
-            source = np.int64(indices[o * channels + c])
-            inside = 0 <= source < in_size // channels
-            y[o * channels + c] = x[base + source * channels + c] if inside else x.dtype.type(0)
+def largest_of_pixels(t, threads, table, chunk, kind):
+    _pixels(maximum, maximum, False, -np.inf, t, threads, table, kind)
 
 
-# --- the same on all threads (prange counts in uint64, for which everything would be compiled once more) ---
+@jit
+def largest_of_planes(t, threads, table, chunk, kind):
+    _planes(maximum, maximum, largest, all_largest, False, -np.inf, t, threads, table, kind)
 
 
-@jit(parallel=True)
-def largest_of_windows_parallel(threads, depth, height, strips, steps, x, y):
-    for t in prange(threads):
-        largest_of_windows(np.int64(t), threads, depth, height, strips, steps, x, y)
+@jit
+def smallest_of_rows(t, threads, table, chunk, kind):
+    _rows(minimum, minimum, smallest, False, np.inf, t, threads, table, kind)
 
 
-@jit(parallel=True)
-def smallest_of_windows_parallel(threads, depth, height, strips, steps, x, y):
-    for t in prange(threads):
-        smallest_of_windows(np.int64(t), threads, depth, height, strips, steps, x, y)
+@jit
+def smallest_of_pixels(t, threads, table, chunk, kind):
+    _pixels(minimum, minimum, False, np.inf, t, threads, table, kind)
 
 
-@jit(parallel=True)
-def sum_of_windows_parallel(
-    threads, depth, height, strips, steps, width, averages, by_depth, by_height, by_width, x, y
-):
-    for t in prange(threads):
-        args = (depth, height, strips, steps, width, averages, by_depth, by_height, by_width, x, y)
-        sum_of_windows(np.int64(t), threads, *args)
+@jit
+def smallest_of_planes(t, threads, table, chunk, kind):
+    _planes(minimum, minimum, smallest, all_smallest, False, np.inf, t, threads, table, kind)
 
 
-@jit(parallel=True)
-def root_of_squares_parallel(
-    threads, depth, height, strips, steps, width, averages, by_depth, by_height, by_width, x, y
-):
-    for t in prange(threads):
-        args = (depth, height, strips, steps, width, averages, by_depth, by_height, by_width, x, y)
-        root_of_squares(np.int64(t), threads, *args)
+@jit
+def sum_of_rows(t, threads, table, chunk, kind):
+    _rows(add, add, total, False, 0, t, threads, table, kind)
 
 
-@jit(parallel=True)
-def largest_of_windows_at_parallel(threads, depth, height, strips, steps, first, x, at, y):
-    for t in prange(threads):
-        largest_of_windows_at(np.int64(t), threads, depth, height, strips, steps, first, x, at, y)
+@jit
+def sum_of_pixels(t, threads, table, chunk, kind):
+    _pixels(add, add, False, 0, t, threads, table, kind)
 
 
-@jit(parallel=True)
-def smallest_of_windows_at_parallel(threads, depth, height, strips, steps, first, x, at, y):
-    for t in prange(threads):
-        smallest_of_windows_at(np.int64(t), threads, depth, height, strips, steps, first, x, at, y)
+@jit
+def sum_of_planes(t, threads, table, chunk, kind):
+    _planes(add, add, total, totals, False, 0, t, threads, table, kind)
 
 
-@jit(parallel=True)
-def find_in_windows_parallel(threads, depth, height, strips, steps, x, at, y):
-    for t in prange(threads):
-        find_in_windows(np.int64(t), threads, depth, height, strips, steps, x, at, y)
+@jit
+def norm_of_rows(t, threads, table, chunk, kind):
+    _rows(add_square, add, total, True, 0, t, threads, table, kind)
 
 
-@jit(parallel=True)
-def scatter_by_index_parallel(threads, accumulate, planes, channels, indices, x, y):
-    for t in prange(threads):
-        scatter_by_index(np.int64(t), threads, accumulate, planes, channels, indices, x, y)
+@jit
+def norm_of_pixels(t, threads, table, chunk, kind):
+    _pixels(add_square, add, True, 0, t, threads, table, kind)
 
 
-@jit(parallel=True)
-def gather_by_index_parallel(threads, planes, channels, indices, x, y):
-    for t in prange(threads):
-        gather_by_index(np.int64(t), threads, planes, channels, indices, x, y)
+@jit
+def norm_of_planes(t, threads, table, chunk, kind):
+    _planes(add_square, add, total, totals, True, 0, t, threads, table, kind)

@@ -19,6 +19,10 @@ has. A row of output is cut into *strips*, runs of outputs that a vector can wal
 where positions outside [0, limit) hold no element. Windows much wider than apart (global pooling) are walked the
 other way: lanes are neighbouring elements of one window, combined at the end (``across``).
 
+Channels first, values alone go through a buffer: a batch of rows reduced downwards, ``pitch`` apart, each after
+``lead`` neutral elements for the padding. Windows that tile the row without overlap leave no gap between the batch's
+rows, which are then one long row (``flat``).
+
 The gradient of a sum is a sum too: element i receives from the outputs whose windows cover it, and those outputs are
 a window of the output (``_transposed``). So each element is written once, by one thread. On channels-first rows with a
 stride these windows are irregular, and each lane looks up its own (step 0).
@@ -29,7 +33,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +43,65 @@ from ..geometry import PoolGeometry, Windows
 
 Table = NDArray[np.int64]
 
+SCRATCH_BYTES = 16 << 10  # of the stack, for the buffer of rows: a third of L1, the rest is the rows' own
+BLOCKS = 8  # channels last: few rows are cut into about so many blocks of channels, for all threads
+UNDIVIDED, MULTIPLY, DIVIDE, DIVIDE_EACH = range(4)
+
+
+class Fields(NamedTuple):
+    """What a kernel is told, all int64, in this order. Addresses of arrays and tables, sizes and steps in elements."""
+
+    x: int
+    y: int
+    at: int  # the indices
+    scratch: int  # 0: the buffer is on the stack
+    rows: int  # of the output, in all
+    depths: int  # output positions along depth and height,
+    heights: int
+    depth: int  # and their tables: first tap, taps
+    height: int
+    plane_size: int  # of the input
+    slice_size: int
+    row_size: int
+    depth_step: int  # from tap to tap
+    height_step: int
+    strips: int
+    strip_count: int
+    step: int  # from output to output; 0: as ``starts`` says
+    taps: int
+    tap_step: int
+    out_row: int
+    channels: int  # interleaved: 1 if channels first
+    block: int  # channels that one thread reduces at a time
+    across: int
+    starts: int  # int32: first column of each window
+    counts: int  # int32: its taps
+    divide: int  # UNDIVIDED, MULTIPLY or DIVIDE by ``divisor``, DIVIDE_EACH by the product of three tables' entries
+    divisor: int  # the bits of a float64, and of its inverse
+    inverse: int
+    by_depth: int
+    by_height: int
+    by_width: int
+    skip: int  # columns of the input before those that are read
+    columns: int
+    lead: int
+    pitch: int
+    batch: int  # rows in the buffer
+    advance: int  # from a row's first element to the next one's, among those that are alike:
+    alike_everywhere: int  # all rows
+    alike_from: int  # or these heights: windows of equal size, evenly spaced
+    alike_to: int
+    flat: int
+    buffer_size: int
+    scratch_bytes: int  # a thread
+    index_bytes: int
+    accumulate: int
+
+
+FIELD_COUNT = len(Fields._fields)
+ADDRESSES = (0, 1, 2, 3)
+"""The fields that a call fills in."""
+
 STRIDED = 4  # a load of stride 3 or more is a gather, which costs about as much as 4 loads
 SHORT_ROW = 64  # rows pooled whole are merged below this size: longer ones fill vectors, and sum in two levels
 COMBINE = 3  # combining the lanes of a vector, in loads
@@ -45,20 +109,15 @@ COMBINE = 3  # combining the lanes of a vector, in loads
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """The tables of one reduction, as the kernels take them. See the module's text for the strips."""
+    """One reduction, as the kernels take it. ``kept`` holds the arrays whose addresses are in ``fields``."""
 
-    depth: Table  # (outputs, 2): first tap, taps
-    height: Table
-    strips: Table  # (strips, 6): start, taps, limit, out_start, length, column of the first tap
-    steps: tuple[int, ...]  # in the order of ``_walk``
-    width: NDArray[np.int32]  # (2, outputs): first column of each window (-1: it is empty), taps
-    divisors: tuple[NDArray[Any], ...]  # along depth, height, and the strips or a single strip's outputs
-    across: bool
+    fields: Fields
+    kept: tuple[Any, ...]
+    planes: bool  # every window is a whole plane, channels first
 
     @property
-    def tables(self) -> tuple[Any, ...]:
-        """What every reduction takes first."""
-        return self.depth, self.height, self.strips, self.steps
+    def across(self) -> bool:
+        return bool(self.fields.across)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +132,13 @@ class _Axis:
     def outputs(self) -> int:
         return len(self.windows.start)
 
+    @property
+    def stride(self) -> int:
+        """The distance of regular windows; of others the first two's."""
+        if self.regular is not None:
+            return self.regular[1]
+        return int(self.windows.start[1] - self.windows.start[0]) if self.outputs > 1 else self.size
+
     def is_whole(self) -> bool:
         """One window, the whole axis."""
         w = self.windows
@@ -80,15 +146,18 @@ class _Axis:
 
 
 @lru_cache(maxsize=256)
-def forward_walk(geometry: PoolGeometry, channels_last: bool, lanes: int, dtype: np.dtype[Any]) -> Walk:
-    """The walk from an input to its pooled output. ``dtype`` is that of the divisors.
+def forward_walk(
+    geometry: PoolGeometry, channels_last: bool, lanes: int, dtype: np.dtype[Any], average: bool = False
+) -> Walk:
+    """The walk from an input to its pooled output, divided by the windows' divisors if it is an average.
 
     >>> g = PoolGeometry(1, 1, (8,), (4,), (2,), (2,), ((0, 0),))
     >>> w = forward_walk(g, channels_last=False, lanes=4, dtype=np.dtype(np.float32))
-    >>> w.strips.tolist()  # one strip: from column 0 of 8, 2 taps; to column 0, 4 outputs
-    [[0, 2, 8, 0, 4, 0]]
+    >>> w.fields.step, w.fields.taps, w.fields.out_row, bool(w.fields.flat)
+    (2, 2, 4, True)
     """
-    depth, height, width = axes = _axes(geometry, channels_last)
+    axes = _axes(geometry, channels_last)
+    width = axes[2]
     channels = geometry.channels if channels_last else 1
     across = not channels_last and _across_is_faster(width, lanes)
     if channels_last:
@@ -99,8 +168,8 @@ def forward_walk(geometry: PoolGeometry, channels_last: bool, lanes: int, dtype:
         step, tap_step = 1, lanes
     else:
         strips, step, tap_step = _row_strip(width)
-    divisors = tuple(d.astype(dtype) for d in _divisors(geometry, axes))
-    return _walk(depth, height, width, channels, strips, step, tap_step, across, divisors)
+    divisors = _divisors(geometry, axes) if average else tuple(np.ones(axis.outputs) for axis in axes)
+    return _walk(geometry, axes, channels, strips, step, tap_step, across, lanes, dtype, divisors)
 
 
 @lru_cache(maxsize=256)
@@ -111,11 +180,11 @@ def transposed_walk(
 
     >>> g = PoolGeometry(1, 1, (8,), (4,), (2,), (2,), ((0, 0),))
     >>> w = transposed_walk(g, channels_last=False, lanes=4, dtype=np.dtype(np.float32))
-    >>> w.width.tolist()  # the output that covers each element, and how many do
+    >>> w.kept[3].tolist()  # the output that covers each element, and how many do
     [[0, 0, 1, 1, 2, 2, 3, 3], [1, 1, 1, 1, 1, 1, 1, 1]]
     """
-    axes = _axes(geometry, channels_last)
-    depth, height, width = (_transposed(axis) for axis in axes)
+    axes = [_transposed(axis) for axis in _axes(geometry, channels_last)]
+    width = axes[2]
     channels = geometry.channels if channels_last else 1
     if channels_last:
         strips, step, tap_step = _pixel_strips(width, channels), 1, width.windows.dilation * channels
@@ -123,9 +192,9 @@ def transposed_walk(
         strips, step, tap_step = _row_strip(width)
     else:
         strips, step, tap_step = [(0, width.windows.count.max(), 0, 0, width.outputs, 0)], 0, width.windows.dilation
-    ones = tuple(np.ones(n, dtype) for n in (depth.outputs, height.outputs, len(strips)))
+    ones = tuple(np.ones(axis.outputs) for axis in axes)
     ones[0][:] = divisor
-    return _walk(depth, height, width, channels, strips, step, tap_step, False, ones)
+    return _walk(geometry, axes, channels, strips, step, tap_step, False, lanes, dtype, ones)
 
 
 @lru_cache(maxsize=256)
@@ -155,26 +224,90 @@ def _row_strip(width: _Axis) -> tuple[list[Any], int, int]:
 
 
 def _walk(
-    depth: _Axis, height: _Axis, width: _Axis, channels: int, strips: list[Any], step: int, tap_step: int,
-    across: bool, divisors: tuple[NDArray[Any], ...],
+    geometry: PoolGeometry, axes: list[_Axis], channels: int, strips: list[Any], step: int, tap_step: int,
+    across: bool, lanes: int, dtype: np.dtype[Any], divisors: tuple[NDArray[np.float64], ...],
 ) -> Walk:  # fmt: skip
+    depth, height, width = axes
     windows, in_row = width.windows, width.size * channels
-    steps = (
-        depth.size * height.size * in_row,  # elements of an input plane
-        height.size * in_row,  # of a slice
-        in_row,  # of a row
-        depth.windows.dilation * height.size * in_row,  # from tap to tap
-        height.windows.dilation * in_row,
-        step,
-        tap_step,
-        width.outputs * channels,  # elements of an output row
-        channels,
-        int(across),
-    )
     starts = np.where(windows.count > 0, windows.start, -1)
     tables = np.stack([starts, windows.count]).astype(np.int32)
     strip_table = np.array(strips, dtype=np.int64).reshape(-1, 6)
-    return Walk(_starts(depth), _starts(height), strip_table, steps, tables, divisors, across)
+    planes = geometry.batch * (1 if channels > 1 else geometry.channels)
+    rows = planes * depth.outputs * height.outputs
+    how, divisor = _how_to_divide(divisors, dtype)
+    advance, alike = _alike(height)
+    everywhere = depth.outputs == 1 and alike == (0, height.outputs) and advance * height.outputs == height.size
+    everywhere &= depth.size == 1
+    lead, skip, columns, pitch = _buffer_row(width, step, across)
+    flat = step in (1, 2) and not across and pitch == step * width.outputs and how != DIVIDE_EACH
+    slack = (2 * max(step, 1) + 1) * lanes  # the last vectors of a row are written, and read, whole
+    room = SCRATCH_BYTES // dtype.itemsize - slack
+    batch = max(1, min(room // pitch, rows))
+    size = -(-(batch * pitch + slack) // lanes) * lanes
+    kept = (
+        _starts(depth), _starts(height), strip_table, tables, *(d.astype(dtype) for d in divisors)
+    )  # fmt: skip
+    where = [a.__array_interface__["data"][0] for a in kept]
+    fields = Fields(
+        x=0, y=0, at=0, scratch=0,
+        rows=rows, depths=depth.outputs, heights=height.outputs, depth=where[0], height=where[1],
+        plane_size=depth.size * height.size * in_row, slice_size=height.size * in_row, row_size=in_row,
+        depth_step=depth.windows.dilation * height.size * in_row, height_step=height.windows.dilation * in_row,
+        strips=where[2], strip_count=len(strips), step=step, taps=int(strip_table[:, 1].max(initial=0)),
+        tap_step=tap_step, out_row=width.outputs * channels, channels=channels,
+        block=_channel_block(channels, rows, lanes), across=int(across),
+        starts=where[3], counts=where[3] + tables.strides[0],
+        divide=how, divisor=_bits(divisor), inverse=_bits(1 / divisor),
+        by_depth=where[4], by_height=where[5], by_width=where[6],
+        skip=skip, columns=columns, lead=lead, pitch=pitch, batch=batch, advance=advance * in_row,
+        alike_everywhere=int(everywhere), alike_from=alike[0], alike_to=alike[1], flat=int(flat), buffer_size=size,
+        scratch_bytes=0 if size * dtype.itemsize <= SCRATCH_BYTES else size * dtype.itemsize,
+        index_bytes=0, accumulate=0,
+    )  # fmt: skip
+    return Walk(fields, kept, channels == 1 and all(axis.is_whole() for axis in axes))
+
+
+def _buffer_row(width: _Axis, step: int, across: bool) -> tuple[int, int, int, int]:
+    """Channels first, a row in the buffer: neutral elements before it, columns skipped and read, and the next row."""
+    if across or step == 0 or width.regular is None:
+        return 0, 0, width.size, width.size
+    kernel, stride, before, dilation = width.regular
+    covered = (width.outputs - 1) * stride + (kernel - 1) * dilation + 1
+    lead, skip = max(0, before), max(0, -before)
+    columns = max(0, min(width.size, covered - before) - skip)
+    tiled = (kernel - 1) * dilation < stride and lead + columns <= width.outputs * stride
+    return lead, skip, columns, width.outputs * stride if tiled else max(covered, lead + columns)
+
+
+def _bits(value: float) -> int:
+    return int(np.float64(value).view(np.int64))
+
+
+def _alike(axis: _Axis) -> tuple[int, tuple[int, int]]:
+    """The longest run of windows of equal size that are evenly spaced: how far apart, its first one and its end."""
+    start, count = axis.windows.start, axis.windows.count
+    differs = (np.diff(start) != axis.stride) | (np.diff(count) != 0)
+    ends = [0, *(np.flatnonzero(differs) + 1).tolist(), axis.outputs]
+    length, first = max((b - a, -a) for a, b in pairwise(ends))
+    return axis.stride, (-first, length - first)
+
+
+def _channel_block(channels: int, rows: int, lanes: int) -> int:
+    """Channels last, few rows: threads share the channels, in whole groups of four vectors."""
+    if rows >= BLOCKS:
+        return channels
+    return min(channels, -(-channels // (4 * lanes * BLOCKS)) * 4 * lanes)
+
+
+def _how_to_divide(divisors: tuple[NDArray[np.float64], ...], dtype: np.dtype[Any]) -> tuple[int, float]:
+    """A divisor that all windows share, and whether its reciprocal is exact, which saves a division."""
+    if any((d != d[0]).any() for d in divisors):
+        return DIVIDE_EACH, 1.0
+    divisor = math.prod(float(d[0]) for d in divisors)
+    if divisor == 1:
+        return UNDIVIDED, 1.0
+    mantissa, exponent = math.frexp(divisor)
+    return (MULTIPLY, 1 / divisor) if mantissa == 0.5 and exponent < 100 else (DIVIDE, divisor)
 
 
 def _starts(axis: _Axis) -> Table:

@@ -4,16 +4,15 @@ Numba vectorises plain loops, but neither comparisons that let NaN through nor l
 Here a vector is a Numba type, its operations are intrinsics of one or two LLVM instructions, and a kernel is a
 plain loop over vectors:
 
-    x, y = data(x_array), data(y_array)
-    best = splat(x, -inf)
+    x, y = pointer(x_address, kind), pointer(y_address, kind)
+    best = splat(x, number(x, -inf))
     for j in range(taps):
         best = maximum(load(x, i + j), best)
     store_first(y, o, best, n)
 
-``x`` and ``y`` are pointers to the elements of contiguous arrays (arrays themselves would be reference-counted at every
-call), a vector has ``lane_count(x)`` elements of x's dtype (a whole register of the target), offsets count elements.
-Loads and stores need no alignment beyond the element's. Index vectors are int32 with as many lanes as the values that
-they belong to.
+``x`` and ``y`` are pointers to the elements of contiguous arrays (:func:`.simd.pointer`), a vector has
+``lane_count(x)`` elements of x's dtype (a whole register of the target), offsets count elements. Loads and stores need
+no alignment beyond the element's. Index vectors are int32 with as many lanes as the values that they belong to.
 """
 
 from __future__ import annotations
@@ -25,9 +24,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from .simd import lanes
+from .pool_walk import SCRATCH_BYTES
+from .simd import fuses_multiply_add, lanes
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+FUSES = fuses_multiply_add()
+"""Whether the target has fused multiply-add; without, LLVM would call a library function for each lane."""
+
 _ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: I32, types.boolean: I1}
 
 
@@ -121,13 +124,15 @@ def _beats(builder: Any, relation: str, v: ir.Value, best: ir.Value) -> ir.Value
 
 
 @intrinsic
-def data(typingctx: Any, array: Any) -> Any:
-    """A pointer to the array's first element."""
+def scratch(typingctx: Any, kind: Any) -> Any:
+    """A pointer to ``SCRATCH_BYTES`` of this call's stack, on a cache line."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.make_array(sig.args[0])(context, builder, args[0]).data
+        memory = cgutils.alloca_once(builder, ir.IntType(8), size=SCRATCH_BYTES)
+        memory.align = 64
+        return builder.bitcast(memory, context.get_value_type(sig.return_type))
 
-    return types.CPointer(array.dtype)(array), codegen
+    return types.CPointer(kind)(kind), codegen
 
 
 @intrinsic
@@ -184,21 +189,36 @@ def load_within(typingctx: Any, pointer: Any, row: Any, position: Any, limit: An
     return vector(pointer, i64, i64, i64, pointer.dtype), codegen
 
 
-def _evens(builder: Any, low: ir.Value, high: ir.Value) -> ir.Value:
-    return builder.shuffle_vector(low, high, _ints(range(0, 2 * low.type.count, 2)))
+def _alternate(builder: Any, low: ir.Value, high: ir.Value, first: int = 0) -> ir.Value:
+    return builder.shuffle_vector(low, high, _ints(range(first, 2 * low.type.count, 2)))
+
+
+def _alternating_load(first: int) -> Any:
+    """Of two vectors every second lane. Both loads of the same offset share theirs."""
+
+    def typed(typingctx: Any, pointer: Any, offset: Any) -> Any:
+        vector = _vector_of(pointer)
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            low = builder.gep(args[0], [args[1]])
+            high = builder.gep(low, [ir.Constant(I64, vector.count)])
+            return _alternate(builder, _load(builder, vector, low), _load(builder, vector, high), first)
+
+        return vector(pointer, types.int64), codegen
+
+    return typed
 
 
 @intrinsic
 def load_even(typingctx: Any, pointer: Any, offset: Any) -> Any:
     """pointer[offset + 2 l] in lane l; pointer[offset + 2 lanes - 1] is read too."""
-    vector = _vector_of(pointer)
+    return _alternating_load(0)(typingctx, pointer, offset)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        low = builder.gep(args[0], [args[1]])
-        high = builder.gep(low, [ir.Constant(I64, vector.count)])
-        return _evens(builder, _load(builder, vector, low), _load(builder, vector, high))
 
-    return vector(pointer, types.int64), codegen
+@intrinsic
+def load_odd(typingctx: Any, pointer: Any, offset: Any) -> Any:
+    """pointer[offset + 2 l + 1] in lane l."""
+    return _alternating_load(1)(typingctx, pointer, offset)
 
 
 @intrinsic
@@ -215,7 +235,7 @@ def load_even_within(typingctx: Any, pointer: Any, row: Any, position: Any, limi
             skip = ir.Constant(I64, part * vector.count)
             mask = _below(builder, builder.add(position, skip), limit, vector.count)
             halves.append(_load(builder, vector, builder.gep(address, [skip]), mask, other))
-        return _evens(builder, *halves)
+        return _alternate(builder, *halves)
 
     i64 = types.int64
     return vector(pointer, i64, i64, i64, pointer.dtype), codegen
@@ -239,6 +259,19 @@ def gather(typingctx: Any, pointer: Any, row: Any, positions: Any, fill: Any) ->
         return _call(builder, name, vector.llvm, addresses, ir.Constant(I32, align), mask, other)
 
     return vector(pointer, types.int64, positions, pointer.dtype), codegen
+
+
+@intrinsic
+def store(typingctx: Any, pointer: Any, offset: Any, value: Any) -> Any:
+    """pointer[offset + l] = lane l."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, offset, value = args
+        target = builder.bitcast(builder.gep(pointer, [offset]), value.type.as_pointer())
+        builder.store(value, target, align=sig.args[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, value), codegen
 
 
 @intrinsic
@@ -314,6 +347,28 @@ def divide(typingctx: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def quotient(typingctx: Any, a: Any, b: Any, inverse: Any) -> Any:
+    """a / b, correctly rounded, given 1 / b: 5 instructions, where a division of 16 lanes takes 10 cycles and more.
+
+    With q = a * inverse, off by a unit in the last place at most, the remainder a - q * b is exact, and one more step
+    of Newton's rounds correctly (Markstein, Computation of elementary functions on the IBM RISC System/6000, 1990;
+    subnormal quotients may be off by one unit). Where the remainder is NaN, q is infinite or NaN, and right.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b, inverse = args
+        if not FUSES:
+            return builder.fdiv(a, b)
+        fma = f"llvm.fma.{_suffix(a.type)}"
+        q = builder.fmul(a, inverse)
+        remainder = _call(builder, fma, a.type, builder.fneg(q), b, a)
+        exact = _call(builder, fma, a.type, remainder, inverse, q)
+        return builder.select(builder.fcmp_ordered("ord", remainder, remainder), exact, q)
+
+    return a(a, b, inverse), codegen
+
+
+@intrinsic
 def square_root(typingctx: Any, a: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _call(builder, f"llvm.sqrt.{_suffix(a.llvm)}", a.llvm, *args)
@@ -353,6 +408,54 @@ def smallest(typingctx: Any, v: Any) -> Any:
 def total(typingctx: Any, v: Any) -> Any:
     """The sum of the lanes, in log2(lanes) steps."""
     return v.dtype(v), lambda context, builder, sig, args: _tree(builder, args[0], lambda b, x, y: b.fadd(x, y))
+
+
+def _combined_rows(combine: Any) -> Any:
+    """An intrinsic's typing: as many vectors as lanes, at ``pointer[offset + l * lanes]``, each reduced to lane l.
+
+    Halves of lanes are combined as in ``_tree``, for all vectors at once, so that the bits are those of ``_tree``:
+
+        a: a0 a1 a2 a3     lanes' bit 2: 0 -> from a, 1 -> from b      a0+a2 a1+a3 | b2+b0 b3+b1     and so on
+        b: b0 b1 b2 b3
+    """
+
+    def typed(typingctx: Any, pointer: Any, offset: Any) -> Any:
+        vector = _vector_of(pointer)
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            start, n = builder.gep(args[0], [args[1]]), vector.count
+            rows = [_load(builder, vector, builder.gep(start, [ir.Constant(I64, i * n)])) for i in range(n)]
+            while len(rows) > 1:
+                step = len(rows) // 2
+                kept = _ints(n + i if i & step else i for i in range(n))
+                swapped = _ints(n + i - step if i & step else i + step for i in range(n))
+                rows = [
+                    combine(builder, builder.shuffle_vector(a, b, swapped), builder.shuffle_vector(a, b, kept))
+                    for a, b in zip(rows[:step], rows[step:], strict=True)
+                ]
+            return rows[0]
+
+        return vector(pointer, types.int64), codegen
+
+    return typed
+
+
+@intrinsic
+def totals(typingctx: Any, pointer: Any, offset: Any) -> Any:
+    """The sum of each of ``lanes`` vectors in memory."""
+    return _combined_rows(lambda b, x, y: b.fadd(x, y))(typingctx, pointer, offset)
+
+
+@intrinsic
+def all_largest(typingctx: Any, pointer: Any, offset: Any) -> Any:
+    """The largest lane of each of ``lanes`` vectors in memory."""
+    return _combined_rows(lambda b, x, y: _extreme(b, "maximum", x, y))(typingctx, pointer, offset)
+
+
+@intrinsic
+def all_smallest(typingctx: Any, pointer: Any, offset: Any) -> Any:
+    """The smallest lane of each of ``lanes`` vectors in memory."""
+    return _combined_rows(lambda b, x, y: _extreme(b, "minimum", x, y))(typingctx, pointer, offset)
 
 
 # --- masks and indices ---

@@ -312,8 +312,6 @@ def _padded(source: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-
-
 @lru_cache(maxsize=256)
 def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The constant part of a Layout, and the arrays whose addresses are in it."""

@@ -1,0 +1,514 @@
+"""Depthwise and narrow grouped convolution: windows slide over lines of the input, no transposition, no im2col.
+
+    out[n, k, p] = sum over c of k's group, r  w[k, c, r] * x[n, c, p * stride + r * dilation - padding]
+
+Lanes are the pixels of a row (NCHW) or the channels of a pixel (channels-last), and tiles (see ``window``) hold a few
+lines of them, so that a loaded vector serves every tap along the tile's lines:
+
+                     lanes              lines of a tile      taps along the lines    segments: the other taps
+    NCHW             pixels of a row    rows                 kernel rows             planes, kernel columns, channels
+    channels-last    channels           pixels of a row      kernel columns          planes, kernel rows
+
+    item: an image, a group (NCHW), a band of output rows; threads share the items
+        the table of line addresses: rows (pixels) of x in place; zeros where padding shows none
+        for each output channel of the group (or vector of channels)
+            tiles: sums in registers, bias, relu, stores       x, w -> out
+            with a residual or another activation: sums in L1, finished there
+
+NCHW rows are read in place where neighbouring outputs read neighbouring elements. Otherwise (a stride along the row,
+padding that is not zeros, another layout) a band's rows are copied to a slab in L1, padded, the columns of each phase
+of the stride together.
+
+Loses to direct where groups are wide: it computes one output channel at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from . import depthwise_plan
+from .arrays import KIND, Workspace, address, aligned_empty
+from .blocking import Correlation
+from .compile import jit
+from .depthwise_plan import EVENS, TILES, WIDTH, Pass, packed_sizes, places, plan, reached
+from .epilogue import RELU6, finish
+from .gemm import zero
+from .phases import entry_points
+from .simd import columns, copy, keep_whole, load, pointer, shift, store, unpack, vector_lanes
+from .threads import run_shares
+from .window import LINES, channel_window, copy_even, pixel_window
+
+
+class Layout(NamedTuple):
+    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
+
+    x: int
+    x_n: int
+    x_c: int
+    x_d: int
+    x_h: int
+    x_w: int
+    out: int
+    out_n: int
+    out_c: int
+    out_d: int
+    out_h: int
+    out_w: int
+    residual: int  # 0: none
+    residual_n: int
+    residual_c: int
+    residual_d: int
+    residual_h: int
+    residual_w: int
+    bias: int  # 0: none
+    activation: int
+    weights: int  # packed
+    scratch: int  # thread t's begins at scratch + t * thread_bytes
+    # from here on the same in every call with this geometry
+    thread_bytes: int
+    zeros_bytes: int
+    sums_bytes: int
+    table_bytes: int
+    itemsize: int
+    source_d: int  # input position of each padded position, -1 for a zero
+    source_h: int
+    source_w: int
+    passes: int  # lanes of pixels: rows of (tile, segments, how many, weights, distance of the second run)
+    pass_count: int
+    channel_passes: int
+    channel_pass_count: int
+    row_segments: int  # rows of x in place: rows of (index in the table, offset, position)
+    slab_segments: int
+    channel_segments: int
+    row_first: int  # the position of padded column 0, and how many there are
+    row_limit: int  # 0: rows cannot be read in place
+    batch: int
+    groups: int
+    group_inputs: int
+    group_outputs: int
+    taps: int  # weights of an output channel
+    channel_weights: int  # where the weights for lanes of channels begin
+    rows: int  # of a band
+    channel_rows: int
+    kernel_d: int
+    stride_d: int
+    dilation_d: int
+    out_depth: int
+    stride_h: int
+    span_h: int
+    places_h: int  # of a phase in the table
+    out_height: int
+    stride_w: int
+    places_w: int
+    channel_places: int
+    width: int  # padded
+    inner: int  # where a phase's columns show neighbours: rows of (first place, last, input column of the first)
+    out_width: int
+
+
+_FIELDS = len(Layout._fields)
+_PASS = 5
+ABSENT = np.iinfo(np.int64).min  # the offset of a row of padding
+
+
+@jit(inline=True)
+def pack_edge(table, source, target, phase, first, last):
+    """Places ``first`` to ``last`` of a phase of a row, looked up one by one."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    for i in range(first, last):
+        column = i * g.stride_w + phase
+        at = load(pointer(g.source_w, 0), column) if column < g.width else -1
+        store(target, i, load(source, at * g.x_w) if at >= 0 else 0.0)
+
+
+@jit(inline=True)
+def pack_line(table, source, target):
+    """A row of x, padded, the columns of each phase of the stride together."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    for phase in range(g.stride_w):
+        t, inner = shift(target, phase * g.places_w), shift(pointer(g.inner, 0), 3 * phase)
+        first, last = load(inner, 0), load(inner, 1)
+        pack_edge(table, source, t, phase, 0, first)
+        pack_edge(table, source, t, phase, last, g.places_w)
+        start, t, n = shift(source, load(inner, 2) * g.x_w), shift(t, first), last - first
+        if g.x_w == 1 and g.stride_w == 1:
+            copy(start, t, n)
+        elif g.x_w == 1 and g.stride_w == 2:
+            copy_even(start, t, n)
+        else:
+            for i in range(n):
+                store(t, i, load(start, i * g.stride_w * g.x_w))
+
+
+@jit(inline=True)
+def find_rows(table, offsets, od, oh0, rows):
+    """Where the rows under a band lie in a group of an image, in bytes, -1 for padding: ``[channel][plane][phase of
+    the row stride][row]``."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    at = 0
+    source_d, source_h = pointer(g.source_d, 0), pointer(g.source_h, 0)
+    used = (rows - 1) * g.stride_h + g.span_h
+    for c in range(g.group_inputs):
+        for kd in range(g.kernel_d):
+            d = load(source_d, od * g.stride_d + kd * g.dilation_d)
+            for phase in range(g.stride_h):
+                for i in range(g.places_h):
+                    row = i * g.stride_h + phase
+                    h = load(source_h, oh0 * g.stride_h + row) if row < used else -1
+                    where = (c * g.x_c + d * g.x_d + h * g.x_h) * g.itemsize
+                    store(offsets, at, where if d >= 0 and h >= 0 else ABSENT)
+                    at += 1
+    return at
+
+
+@jit(inline=True)
+def find_lines(lines, offsets, count, start, zeros):
+    """The addresses of rows in place."""
+    keep_whole()
+    for i in range(count):
+        where = load(offsets, i)
+        store(lines, i, zeros if where == ABSENT else start + where)
+
+
+@jit(inline=True)
+def pack_lines(table, lines, offsets, count, start, zeros, slab, kind):
+    """Rows packed into the slab, and their addresses there."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    for i in range(count):
+        where = load(offsets, i)
+        if where == ABSENT:
+            store(lines, i, zeros)
+        else:
+            pack_line(table, pointer(start + where, kind), pointer(slab, kind))
+            store(lines, i, slab)
+            slab += g.stride_w * g.places_w * g.itemsize
+
+
+@jit(inline=True)
+def find_pixels(table, lines, zeros, n, od, oh0, rows):
+    """The addresses of the pixels under a band: ``[plane][row][phase of the column stride][column]``."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    at = 0
+    source_d, source_h, source_w = pointer(g.source_d, 0), pointer(g.source_h, 0), pointer(g.source_w, 0)
+    slots = (g.channel_rows - 1) * g.stride_h + g.span_h
+    used = (rows - 1) * g.stride_h + g.span_h
+    for kd in range(g.kernel_d):
+        d = load(source_d, od * g.stride_d + kd * g.dilation_d)
+        for row in range(slots):
+            h = load(source_h, oh0 * g.stride_h + row) if row < used else -1
+            where = n * g.x_n + d * g.x_d + h * g.x_h
+            for phase in range(g.stride_w):
+                for i in range(g.channel_places):
+                    column = i * g.stride_w + phase
+                    w = load(source_w, column) if column < g.width else -1
+                    inside = d >= 0 and h >= 0 and w >= 0
+                    store(lines, at, g.x + (where + w * g.x_w) * g.itemsize if inside else zeros)
+                    at += 1
+
+
+@jit(inline=True)
+def pixel_share(table, t, threads, kind):
+    """Share ``t`` of the items, lanes being pixels."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    lanes = vector_lanes(kind)
+    memory = g.scratch + t * g.thread_bytes
+    zeros, sums = memory, pointer(memory + g.zeros_bytes, kind)
+    lines = pointer(memory + g.zeros_bytes + g.sums_bytes, 0)
+    offsets = pointer(memory + g.zeros_bytes + g.sums_bytes + g.table_bytes // 2, 0)
+    slab = memory + g.zeros_bytes + g.sums_bytes + g.table_bytes
+    zero(pointer(zeros, kind), g.zeros_bytes // g.itemsize)
+    in_place = g.x_w == 1 and g.row_limit > 0
+    segments, first, step, limit = pointer(g.slab_segments, 0), 0, 1, g.places_w
+    if in_place:
+        segments, first, step, limit = pointer(g.row_segments, 0), g.row_first, g.stride_w, g.row_limit
+    evens = EVENS if in_place and step == 2 else 0
+    passes = pointer(g.passes, 0)
+    quick = g.residual == 0 and g.activation <= RELU6 and g.out_w == 1
+    ending = quick and (g.bias != 0 or g.activation != 0)
+    bands = -(-g.out_height // g.rows)
+    items = g.batch * g.out_depth * bands * g.groups
+    found, line_count = -1, 0
+    for item in range(items * t // threads, items * (t + 1) // threads):
+        rest, group = item // g.groups, item % g.groups
+        n, place, oh0 = rest // bands // g.out_depth, rest % (bands * g.out_depth), rest % bands * g.rows
+        od, rows = place // bands, min(g.rows, g.out_height - oh0)
+        if found != place:
+            line_count = find_rows(table, offsets, od, oh0, rows)
+            found = place
+        start = g.x + (n * g.x_n + group * g.group_inputs * g.x_c) * g.itemsize
+        if in_place:
+            find_lines(lines, offsets, line_count, start, zeros)
+        else:
+            pack_lines(table, lines, offsets, line_count, start, zeros, slab, kind)
+        for k in range(group * g.group_outputs, (group + 1) * g.group_outputs):
+            weights = shift(pointer(g.weights, kind), k * g.taps)
+            bias = shift(pointer(g.bias, kind), k) if g.bias else pointer(zeros, kind)
+            for i in range(0, rows, LINES):
+                height = min(LINES, rows - i)
+                to = n * g.out_n + k * g.out_c + od * g.out_d + (oh0 + i) * g.out_h
+                other = n * g.residual_n + k * g.residual_c + od * g.residual_d + (oh0 + i) * g.residual_h
+                q = 0
+                while q < g.out_width:
+                    wide = g.out_width - q > lanes
+                    count = min(g.out_width - q, WIDTH * lanes if wide else lanes)
+                    for p in range(g.pass_count):
+                        last = quick and p == g.pass_count - 1
+                        fields = shift(passes, p * _PASS)
+                        y = shift(pointer(g.out, kind), to + q) if last else sums
+                        pixel_window(
+                            load(fields, 0) + evens, wide, load(fields, 2), shift(segments, 3 * load(fields, 1)),
+                            shift(lines, i), load(fields, 4), first + q * step, limit, shift(weights, load(fields, 3)),
+                            p > 0, sums, last and ending, bias, g.activation,
+                            y, g.out_h if last else WIDTH * lanes, height if last else LINES,
+                            count if last else WIDTH * lanes,
+                        )  # fmt: skip
+                    if not quick:
+                        for r in range(height):
+                            y = shift(pointer(g.out, kind), to + r * g.out_h + q * g.out_w)
+                            z = shift(pointer(g.residual, kind), other + r * g.residual_h + q * g.residual_w)
+                            row = shift(sums, r * WIDTH * lanes)
+                            finish(row, count, g.bias, bias, 0, g.residual, z, g.residual_w, g.activation, y, g.out_w)
+                    q += count
+
+
+@jit(inline=True)
+def channel_share(table, t, threads, kind):
+    """Share ``t`` of the items, lanes being channels."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    lanes = vector_lanes(kind)
+    memory = g.scratch + t * g.thread_bytes
+    zeros, sums = memory, pointer(memory + g.zeros_bytes, kind)
+    biases = shift(sums, LINES * WIDTH * lanes)
+    lines = pointer(memory + g.zeros_bytes + g.sums_bytes, 0)
+    zero(pointer(zeros, kind), g.zeros_bytes // g.itemsize)
+    passes, segments = pointer(g.channel_passes, 0), pointer(g.channel_segments, 0)
+    quick = g.residual == 0 and g.activation <= RELU6 and g.out_c == 1 and g.group_outputs == 1
+    ending = quick and (g.bias != 0 or g.activation != 0)
+    bands, blocks = -(-g.out_height // g.channel_rows), -(-g.groups // (WIDTH * lanes))
+    row_lines = g.stride_w * g.channel_places
+    items = g.batch * g.out_depth * bands * blocks
+    found = -1
+    for item in range(items * t // threads, items * (t + 1) // threads):
+        rest, block = item // blocks, item % blocks
+        band, oh0 = rest, rest % bands * g.channel_rows
+        n, od = rest // bands // g.out_depth, rest // bands % g.out_depth
+        rows = min(g.channel_rows, g.out_height - oh0)
+        if found != band:
+            find_pixels(table, lines, zeros, n, od, oh0, rows)
+            found = band
+        c = block * WIDTH * lanes
+        wide = g.groups - c > lanes
+        count = min(g.groups - c, WIDTH * lanes)
+        for j in range(g.group_outputs):
+            weights = pointer(g.weights, kind)
+            weights = shift(weights, g.channel_weights + (j * blocks + block) * g.taps * WIDTH * lanes)
+            bias = pointer(zeros, kind)
+            if g.bias:
+                bias = shift(pointer(g.bias, kind), c)
+                if g.group_outputs > 1:
+                    for lane in range(count):
+                        store(biases, lane, load(pointer(g.bias, kind), (c + lane) * g.group_outputs + j))
+                    bias = biases
+            k, k_step = c * g.group_outputs + j, g.group_outputs
+            for row in range(rows):
+                for q in range(0, g.out_width, LINES):
+                    height = min(LINES, g.out_width - q)
+                    to = n * g.out_n + k * g.out_c + od * g.out_d + (oh0 + row) * g.out_h + q * g.out_w
+                    for p in range(g.channel_pass_count):
+                        last = quick and p == g.channel_pass_count - 1
+                        fields = shift(passes, p * _PASS)
+                        y = shift(pointer(g.out, kind), to) if last else sums
+                        channel_window(
+                            load(fields, 0), wide, load(fields, 2), shift(segments, 3 * load(fields, 1)),
+                            shift(lines, row * g.stride_h * row_lines + q), load(fields, 4), c, g.groups,
+                            shift(weights, load(fields, 3) * WIDTH * lanes),
+                            p > 0, sums, last and ending, bias, g.activation,
+                            y, g.out_w if last else WIDTH * lanes, height if last else LINES,
+                            count if last else WIDTH * lanes,
+                        )  # fmt: skip
+                    if not quick:
+                        other = n * g.residual_n + k * g.residual_c + od * g.residual_d
+                        other += (oh0 + row) * g.residual_h + q * g.residual_w
+                        for i in range(height):
+                            y = shift(pointer(g.out, kind), to + i * g.out_w)
+                            z = shift(pointer(g.residual, kind), other + i * g.residual_w)
+                            finish(
+                                shift(sums, i * WIDTH * lanes), count, g.bias, bias, 1,
+                                g.residual, z, g.residual_c * k_step, g.activation, y, g.out_c * k_step,
+                            )  # fmt: skip
+
+
+@jit
+def forward_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation."""
+    g = Layout(*unpack(table, _FIELDS))
+    if g.x_c == 1 and g.x_w != 1 and g.group_inputs == 1:
+        channel_share(table, t, threads, kind)
+    else:
+        pixel_share(table, t, threads, kind)
+
+
+def _pass_rows(found: list[Pass], phase: int, segments: int) -> np.ndarray:
+    """Passes as rows of (tile, first segment, segments, first weight, lines to the second run)."""
+    rows, weight = [], 0
+    for i, p in enumerate(found):
+        index = [a * phase + at for a, at in p.starts]
+        rows.append((p.shape, i * segments, segments, weight, index[-1] - index[0]))
+        weight += segments * len(p.taps)
+    return np.array(rows, np.int64).reshape(-1, _PASS)
+
+
+@lru_cache(maxsize=256)
+def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    """The constant part of a Layout, and the arrays whose addresses are in it."""
+    cut = plan(c, itemsize, threads)
+    depth, height, width = axes = reached(c)
+    by_row, by_column = (depthwise_plan.passes(a.kernel, a.stride, a.dilation) for a in (height, width))
+    places_h = places(height, cut.rows) + LINES - 1
+    places_w = places(width, width.out)
+    channel_places = places_w + LINES - 1
+
+    # Segments in the order of the packed weights; those of a pass share the place of its first run.
+    in_place, in_slab, in_pixels = [], [], []
+    for p in by_row:
+        first = p.starts[0][0] * places_h + p.starts[0][1]
+        for plane in range(c.group_inputs * depth.kernel):
+            for s in range(width.kernel):
+                line, tap = plane * height.stride * places_h + first, s * width.dilation
+                in_place.append((line, tap, tap))
+                place = tap // width.stride
+                in_slab.append((line, tap % width.stride * places_w + place, place))
+    row_lines = width.stride * channel_places
+    slots = (cut.channel_rows - 1) * height.stride + height.span
+    for p in by_column:
+        first = p.starts[0][0] * channel_places + p.starts[0][1]
+        in_pixels += [
+            ((plane * slots + r * height.dilation) * row_lines + first, 0, 0)
+            for plane in range(depth.kernel)
+            for r in range(height.kernel)
+        ]
+
+    pass_rows = _pass_rows(by_row, places_h, c.group_inputs * depth.kernel * width.kernel)
+    channel_pass_rows = _pass_rows(by_column, channel_places, depth.kernel * height.kernel)
+    segments = [np.array(rows, np.int64) for rows in (in_place, in_slab, in_pixels)]
+    first, source, count = _neighbours(width.source)
+    outside = np.concatenate((width.source[:first], width.source[first + count :]))
+    loads = width.stride == 1 or (width.stride == 2 and all(p.shape + EVENS < len(TILES) for p in by_row))
+    row_limit = source + count if loads and (outside < 0).all() else 0
+    phases = np.arange(width.stride)
+    starts, ends = (np.clip(-((phases - n) // width.stride), 0, places_w) for n in (first, first + count))
+    inner = np.stack((starts, ends, source + starts * width.stride + phases - first), axis=1).astype(np.int64)
+    sources = tuple(np.ascontiguousarray(a.source, np.int64) for a in axes)
+    zeros, sums, table, _ = cut.scratch
+    fixed = (
+        cut.thread_bytes, zeros, sums, table, itemsize, *(address(s) for s in sources),
+        address(pass_rows), len(pass_rows), address(channel_pass_rows), len(channel_pass_rows),
+        *(address(s) for s in segments), source - first, row_limit,
+        c.batch, c.groups, c.group_inputs, c.group_outputs, cut.taps, packed_sizes(c, itemsize, columns(itemsize))[0],
+        cut.rows, cut.channel_rows, depth.kernel, depth.stride, depth.dilation, depth.out,
+        height.stride, height.span, places_h, height.out, width.stride, places_w, channel_places,
+        width.source.size, address(inner), width.out,
+    )  # fmt: skip
+    return fixed, (*sources, pass_rows, channel_pass_rows, inner, *segments)
+
+
+def _neighbours(source: np.ndarray) -> tuple[int, int, int]:
+    """The longest run of padded columns that shows neighbouring columns: its first, that one's source, its length."""
+    breaks = np.flatnonzero((np.diff(source) != 1) | (source[:-1] < 0)) + 1
+    edges = [0, *breaks.tolist(), source.size]
+    runs = [(b - a, a) for a, b in itertools.pairwise(edges) if b > a and source[a] >= 0]
+    length, first = max(runs, default=(0, 0))
+    return first, int(source[first]) if length else 0, length
+
+
+# ------------------------------------------------------------------------------------------------- weights
+
+
+class PackLayout(NamedTuple):
+    """What ``pack_range`` is told."""
+
+    w: int
+    w_g: int
+    w_k: int
+    offsets: int  # in w, of each weight of an output channel, lanes being pixels; then lanes being channels
+    packed: int
+    channel_weights: int  # 0: none
+    groups: int
+    group_outputs: int
+    taps: int
+    width: int
+
+
+_PACK_FIELDS = len(PackLayout._fields)
+
+
+@jit
+def pack_range(t, threads, table, chunk, kind):
+    """Share ``t`` of the output channels: ``[channel][tap]``, then ``[output of a group][block][tap][lane]``."""
+    g = PackLayout(*unpack(table, _PACK_FIELDS))
+    packed, offsets = pointer(g.packed, kind), pointer(g.offsets, 0)
+    blocks = -(-g.groups // g.width)
+    for k in range(g.groups * g.group_outputs * t // threads, g.groups * g.group_outputs * (t + 1) // threads):
+        group, j = k // g.group_outputs, k % g.group_outputs
+        source = shift(pointer(g.w, kind), group * g.w_g + j * g.w_k)
+        target = shift(packed, k * g.taps)
+        for i in range(g.taps):
+            store(target, i, load(source, load(offsets, i)))
+        if g.channel_weights:
+            lane = group % g.width
+            target = shift(packed, g.channel_weights + (j * blocks + group // g.width) * g.taps * g.width + lane)
+            for i in range(g.taps):
+                store(target, i * g.width, load(source, load(offsets, g.taps + i)))
+            if group == g.groups - 1:
+                for spare in range(1, g.width - lane):
+                    for i in range(g.taps):
+                        store(target, i * g.width + spare, 0.0)
+
+
+@lru_cache(maxsize=256)
+def _offsets(c: Correlation, strides: tuple[int, ...]) -> np.ndarray:
+    """Where each packed weight of an output channel lies, for strides of (c, d, r, s)."""
+    (kd, kr, ks), (in_step, d_step, r_step, s_step) = c.kernel, strides
+    by_row, by_column = (depthwise_plan.passes(a.kernel, a.stride, a.dilation) for a in c.axes[1:])
+    out = [
+        i * in_step + d * d_step + s * s_step + r * r_step
+        for p in by_row for i in range(c.group_inputs) for d in range(kd) for s in range(ks) for r in p.taps
+    ]  # fmt: skip
+    out += [
+        d * d_step + r * r_step + s * s_step
+        for p in by_column for d in range(kd) for r in range(kr) for s in p.taps
+    ]  # fmt: skip
+    return np.array(out, np.int64)
+
+
+def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
+    """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
+    width = columns(w.itemsize)
+    by_pixel, by_channel = packed_sizes(c, w.itemsize, width)
+    packed = scratch.take(by_pixel + by_channel, w.dtype) if scratch else aligned_empty(by_pixel + by_channel, w.dtype)
+    if not c.taps:
+        packed[...] = 0
+        return packed
+    w_g, w_k, *steps = (stride // w.itemsize for stride in w.strides)
+    offsets = _offsets(c, tuple(steps))
+    fields = (
+        address(w), w_g, w_k, address(offsets), address(packed), by_pixel if by_channel else 0,
+        c.groups, c.group_outputs, c.taps * c.group_inputs, width,
+    )  # fmt: skip
+    table = np.array(PackLayout._make(fields), np.int64)
+    run_shares(pack_range, 1, table, table, KIND[w.dtype])
+    return packed
+
+
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)

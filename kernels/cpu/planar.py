@@ -1,0 +1,328 @@
+"""Direct convolution with pixels in the lanes: planes are read and written as NCHW has them, nothing is transposed.
+
+    out[n, k, p] = sum over c, r  w[k, c, r] * x[n, c, p * stride + r * dilation - padding]
+
+Loops of ``forward``, outermost first; threads share the items:
+
+    item: a block of output rows of one depth of one image, one group, a part of its output channels
+        pack the input rows under the block: padded, a plane a channel, in L2       x -> slab [c][d][row][phase][column]
+        for each 8 output channels (weights packed [k block][c][tap][8])
+            for each 48 pixels of each output row (AVX-512, float32)
+                tile: 8 channels x 48 pixels, straight into the output              slab, w -> out
+
+              48 columns of the slab from offsets[k], k = (c, tap)     Every step of the tile reads three vectors of a
+                +--------+--------+--------+                           slab row: the output row's pixels seen through
+    w[..][k] -> |  acc   |  acc   |  acc   |  x 8 output channels      tap k. Only their place differs from tap to tap,
+                +--------+--------+--------+                           so a table of offsets is all that a kernel of any
+                                                                       size, dilation and number of channels needs.
+
+A stride in the columns would spread a tile's pixels: slab rows are split in phases (column mod stride), each of which
+is read as if the stride were 1. Sums are complete when they leave the registers (n products round at most n times),
+and go straight to the output where nothing is to be added to them and the tile is whole; else through one tile of
+memory in the L1 cache, to which bias, residual and activation are applied.
+
+Wins where ``direct`` must turn much data for few products: 1x1 kernels (see ``pointwise``), first layers of 1 to 4
+channels, few output channels (direct's vectors of 32 channels stand half empty). Loses where rows are short: of a row
+of 7 pixels a vector wastes 9 lanes; and to channels-last arrays, whose pixels lie far apart.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from . import blocking
+from .arrays import Workspace, address, aligned_empty
+from .blocking import Correlation
+from .compile import jit
+from .epilogue import add_run, finish
+from .gemm import copy_strided, multiply_pixels, zero
+from .phases import entry_points
+from .simd import PIXEL_ROWS, copy, keep_whole, lanes, load, pointer, shift, unpack, vector_lanes
+from .weights import pack_rows
+
+
+class Layout(NamedTuple):
+    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
+
+    x: int
+    x_n: int
+    x_c: int
+    x_d: int
+    x_h: int
+    x_w: int
+    out: int
+    out_n: int
+    out_c: int
+    out_d: int
+    out_h: int
+    out_w: int
+    residual: int  # 0: none
+    residual_n: int
+    residual_c: int
+    residual_d: int
+    residual_h: int
+    residual_w: int
+    bias: int  # 0: none
+    activation: int
+    weights: int  # packed
+    scratch: int  # thread t's begins at scratch + t * thread_bytes
+    # from here on the same in every call with this geometry
+    thread_bytes: int
+    slab_bytes: int
+    line_bytes: int
+    tile_bytes: int
+    source_d: int
+    source_h: int
+    segments: int
+    segment_count: int
+    offsets: int  # slab offset of each (c, tap)
+    depth: int  # how many
+    panel: int  # columns of a panel; 0: the slab holds planes
+    whole_rows: int  # input rows are read whole and in order: where they touch, a block is one piece
+    batch: int
+    groups: int
+    group_inputs: int
+    group_outputs: int
+    k_blocks: int
+    k_parts: int
+    rows: int
+    columns: int
+    row_blocks: int
+    column_blocks: int
+    slab_rows: int
+    slab_columns: int
+    phases: int
+    pitch: int
+    channel_step: int
+    kernel_d: int
+    stride_d: int
+    dilation_d: int
+    out_depth: int
+    stride_h: int
+    out_height: int
+    stride_w: int
+    out_width: int
+
+
+_FIELDS = len(Layout._fields)
+
+
+@jit(inline=True)
+def pack_line(g, segments, source, target, first_column, columns):
+    """``columns`` padded positions of an input row of one channel, from ``first_column``."""
+    keep_whole()
+    for i in range(0, 4 * g.segment_count, 4):
+        start, first, count = load(segments, i), load(segments, i + 1), load(segments, i + 3)
+        begin = max(start, first_column)
+        n = min(start + count, first_column + columns) - begin
+        if n <= 0:
+            continue
+        t, step = shift(target, begin - first_column), load(segments, i + 2)
+        if first < 0:
+            zero(t, n)
+        else:
+            copy_strided(shift(source, (first + (begin - start) * step) * g.x_w), step * g.x_w, t, n)
+
+
+@jit(inline=True)
+def split_phases(phases, line, target, pitch, n):
+    """``target[f * pitch + i] = line[i * phases + f]``: positions of one residue side by side. A stride of 4 is split
+    twice by 2, whose shuffles are five times as fast as a loop."""
+    keep_whole()
+    if phases == 4:
+        half = shift(line, n)
+        for f in range(2):
+            m = (n - f + 1) // 2
+            copy_strided(shift(line, f), 2, half, m)
+            copy_strided(half, 2, shift(target, f * pitch), (m + 1) // 2)
+            copy_strided(shift(half, 1), 2, shift(target, (f + 2) * pitch), m // 2)
+    else:
+        for f in range(min(phases, n)):
+            copy_strided(shift(line, f), phases, shift(target, f * pitch), (n - f + phases - 1) // phases)
+
+
+@jit(inline=True)
+def pack_planes(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns):
+    """The slab under the block at (n, od, oh0, ow0), for a group's input channels from ``channel``."""
+    keep_whole()
+    lanes = vector_lanes(kind)
+    source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
+    segments, x = pointer(g.segments, table), shift(pointer(g.x, kind), n * g.x_n)
+    used = (rows - 1) * g.stride_h + g.slab_rows - (g.rows - 1) * g.stride_h
+    wide = (columns - 1) * g.stride_w + g.slab_columns - (g.columns - 1) * g.stride_w
+    row_step = g.phases * g.pitch
+    for c in range(g.group_inputs):
+        plane_x, plane = shift(x, (channel + c) * g.x_c), shift(slab, c * g.channel_step)
+        for j in range(g.kernel_d * used):
+            d = load(source_d, od * g.stride_d + j // used * g.dilation_d)
+            h = load(source_h, oh0 * g.stride_h + j % used)
+            target = shift(plane, (j // used * g.slab_rows + j % used) * row_step)
+            if d < 0 or h < 0:
+                zero(target, row_step)
+                continue
+            source = shift(plane_x, d * g.x_d + h * g.x_h)
+            if g.phases == 1:
+                pack_line(g, segments, source, target, ow0, wide)
+                zero(shift(target, wide), g.pitch - wide)
+            else:
+                pack_line(g, segments, source, line, ow0 * g.stride_w, wide)
+                split_phases(g.phases, line, target, g.pitch, wide)
+                for f in range(g.phases):
+                    filled = (wide - f + g.phases - 1) // g.phases
+                    zero(shift(target, f * g.pitch + filled), g.pitch - filled)
+        # tiles read whole vectors: what they see past the end must not be subnormal numbers, which multiply slowly
+        zero(shift(plane, ((g.kernel_d - 1) * g.slab_rows + used) * row_step), lanes)
+
+
+@jit(inline=True)
+def pack_panels(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns):
+    """The same of single taps, one panel of a tile's columns after another: [panel][c][column]."""
+    keep_whole()
+    source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
+    segments, x = pointer(g.segments, table), shift(pointer(g.x, kind), n * g.x_n + load(source_d, od) * g.x_d)
+    pixels = rows * columns
+    in_place = g.whole_rows and g.x_w == 1 and g.x_h == columns
+    last = pixels // g.panel * g.panel
+    if pixels > last:
+        zero(shift(slab, last * g.group_inputs), g.panel * g.group_inputs)
+    for c in range(g.group_inputs):
+        plane = shift(x, (channel + c) * g.x_c)
+        if in_place:
+            source = shift(plane, load(source_h, oh0) * g.x_h)
+        else:
+            source = line
+            for r in range(rows):
+                h, target = load(source_h, oh0 + r), shift(line, r * columns)
+                if h < 0 or load(source_d, od) < 0:
+                    zero(target, columns)
+                else:
+                    pack_line(g, segments, shift(plane, h * g.x_h), target, ow0, columns)
+        target = shift(slab, c * g.panel)
+        for p in range(0, last, g.panel):
+            copy(shift(source, p), shift(target, p * g.group_inputs), g.panel)
+        copy(shift(source, last), shift(target, last * g.group_inputs), pixels - last)
+
+
+@jit
+def forward_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation."""
+    g = Layout(*unpack(table, _FIELDS))
+    lanes = vector_lanes(kind)
+    memory = g.scratch + t * g.thread_bytes
+    slab, memory = pointer(memory, kind), memory + g.slab_bytes
+    line, memory = pointer(memory, kind), memory + g.line_bytes
+    sums, runs = pointer(memory, kind), pointer(memory + g.tile_bytes, table)
+    weights, offsets, source_h = pointer(g.weights, kind), pointer(g.offsets, table), pointer(g.source_h, table)
+    out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
+    plain = g.bias == 0 and g.residual == 0 and g.activation == 0 and g.out_w == 1 and g.depth > 0
+    row_lines = -(-g.slab_columns // lanes)
+    packed_block, run_count, lines = -1, 0, 0
+    items = g.batch * g.out_depth * g.row_blocks * g.column_blocks * g.groups * g.k_parts
+    for item in range(items * t // threads, items * (t + 1) // threads):
+        block, part = item // g.k_parts, item % g.k_parts
+        rest, group = block // g.groups, block % g.groups
+        rest, ow0 = rest // g.column_blocks, rest % g.column_blocks * g.columns
+        rest, oh0 = rest // g.row_blocks, rest % g.row_blocks * g.rows
+        n, od = rest // g.out_depth, rest % g.out_depth
+        rows, columns = min(g.rows, g.out_height - oh0), min(g.columns, g.out_width - ow0)
+        if block != packed_block:
+            packed_block = block
+            channel = group * g.group_inputs
+            if g.panel:
+                pack_panels(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns)
+            else:
+                pack_planes(g, kind, table, slab, line, n, channel, od, oh0, rows, ow0, columns)
+            run_count = 0
+            for r in range(rows):
+                y = n * g.out_n + od * g.out_d + (oh0 + r) * g.out_h + ow0 * g.out_w
+                z = n * g.residual_n + od * g.residual_d + (oh0 + r) * g.residual_h + ow0 * g.residual_w
+                position = r * columns if g.panel else r * g.stride_h * g.phases * g.pitch
+                run_count = add_run(runs, run_count, position, columns, y, g.out_w, z, g.residual_w)
+        # one row of single taps is followed by the next: its lines are fetched meanwhile, one channel after another
+        fetched = 0
+        lines = row_lines * rows if g.panel and oh0 + 2 * rows <= g.out_height else 0
+        x = shift(pointer(g.x, kind), n * g.x_n + group * g.group_inputs * g.x_c + od * g.x_d)
+
+        for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
+            w = shift(weights, (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
+            channel = group * g.group_outputs + k_block * PIXEL_ROWS
+            height = min(PIXEL_ROWS, g.group_outputs - k_block * PIXEL_ROWS)
+            for i in range(0, 4 * run_count, 4):
+                position, length, y, z = load(runs, i), load(runs, i + 1), load(runs, i + 2), load(runs, i + 3)
+                p = 0
+                while p < length:
+                    b, wide = shift(slab, position + p), min(3 * lanes, length - p)
+                    if g.panel:
+                        column = (position + p) % g.panel
+                        b, wide = (
+                            shift(slab, (position + p - column) * g.group_inputs + column),
+                            min(wide, g.panel - column),
+                        )
+                    vectors = -(-wide // lanes)
+                    ahead, ahead_step = w, 0
+                    if fetched < lines:
+                        h = load(source_h, (oh0 + rows + fetched // row_lines) * g.stride_h)
+                        ahead = shift(x, h * g.x_h + (ow0 + fetched % row_lines * lanes) * g.x_w)
+                        ahead_step = g.x_c
+                        fetched += 1
+                    if plain and height == PIXEL_ROWS and wide == vectors * lanes:
+                        to = shift(out, y + p + channel * g.out_c)
+                        multiply_pixels(vectors, g.depth, offsets, w, b, to, g.out_c, ahead, ahead_step)
+                    else:
+                        ld = 3 * lanes
+                        if g.depth:
+                            multiply_pixels(vectors, g.depth, offsets, w, b, sums, ld, ahead, ahead_step)
+                        else:  # no tap of the kernel reaches here
+                            zero(sums, PIXEL_ROWS * ld)
+                        for k in range(height):
+                            to = shift(out, y + p * g.out_w + (channel + k) * g.out_c)
+                            other = shift(residual, z + p * g.residual_w + (channel + k) * g.residual_c)
+                            finish(
+                                shift(sums, k * ld), wide, g.bias, shift(bias, channel + k), 0, g.residual, other,
+                                g.residual_w, g.activation, to, g.out_w,
+                            )  # fmt: skip
+                    p += wide
+
+
+@lru_cache(maxsize=256)
+def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    """The plan of one of blocking's cached correlations, which compare by identity."""
+    plan = blocking.planar_forward(c, itemsize, threads, PIXEL_ROWS)
+    depth, height, width = c.axes
+    channel, d, r, s = np.ogrid[: c.group_inputs, : c.kernel[0], : c.kernel[1], : c.kernel[2]]
+    column = s * width.dilation
+    row = (d * plan.slab_rows + r * height.dilation) * plan.phases + column % plan.phases
+    offsets = np.ascontiguousarray(
+        (channel * plan.channel_step + row * plan.pitch + column // plan.phases).ravel(), np.int64
+    )
+    panel = 3 * lanes(itemsize) if c.taps == 1 else 0
+    if panel:
+        offsets = np.arange(c.group_inputs, dtype=np.int64) * panel
+    segments, segment_count = c.segments
+    in_order = all(np.array_equal(axis.source, np.arange(axis.out)) for axis in (height, width))
+    whole_rows = c.taps == 1 and in_order and plan.columns == width.out
+    fixed = (
+        sum(plan.scratch), *plan.scratch[:3],
+        address(depth.source), address(height.source), address(segments), segment_count,
+        address(offsets), offsets.size, panel, int(whole_rows),
+        c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
+        plan.rows, plan.columns, plan.row_blocks, plan.column_blocks, plan.slab_rows, plan.slab_columns,
+        plan.phases, plan.pitch, plan.channel_step,
+        depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
+    )  # fmt: skip
+    return fixed, (depth.source, height.source, segments, offsets)
+
+
+def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
+    """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
+    size = blocking.planar_forward(c, w.itemsize, threads, PIXEL_ROWS).packed
+    packed = scratch.take(size, w.dtype) if scratch else aligned_empty(size, w.dtype)
+    if size:
+        pack_rows(w, packed, PIXEL_ROWS, threads)
+    return packed
+
+
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)

@@ -1,0 +1,244 @@
+"""Register tiles for sliding windows: each vector loaded serves several outputs.
+
+Outputs lie on lines of vectors; the kernel's taps run down the lines, so a line of input serves as many lines of
+output as the kernel is high (3 taps, 4 of the LINES of output):
+
+    input lines  j            out[i] += weight[j - i] * in[j]          out lines  i
+      0  ~~~~~~~~ ------------------------------------------------------>  0 ~~~~~~~~
+      1  ~~~~~~~~ -------------------------------------------------> 0 1   1 ~~~~~~~~
+      2  ~~~~~~~~ --------------------------------------------> 0 1 2      2 ~~~~~~~~
+      3  ~~~~~~~~ ---------------------------------------> 1 2 3           3 ~~~~~~~~
+      4  ~~~~~~~~ ----------------------------------> 2 3
+      5  ~~~~~~~~ -----------------------------> 3                      LINES x WIDTH vectors of sums in registers
+
+The lines are found through a table of addresses, so padding is a line of zeros, and a stride is an order of the table:
+the even lines first, then the odd ones, and the taps of each parity run down consecutive entries. A tile sums one *run*
+of consecutive taps a segment, or two (``(2, 1)``: three taps at stride 2). Taps across the lines, further input
+channels and planes are the segments: rows of (table index, offset, first position).
+
+Lanes are output pixels of a row, and a weight is one number; or lanes are channels, each with weights of its own.
+Lanes outside ``[0, limit)`` are not loaded: they are zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .depthwise_plan import TILES, WIDTH
+from .simd import _INDEX, _REGISTERS, I32, _close, _int, _phis, _Vectors
+
+LINES = 7 if _REGISTERS == 32 else 4  # with WIDTH vectors each, leaving registers for 7 weights
+
+
+class _Tile:
+    """The IR of one tile at a builder's position."""
+
+    def __init__(
+        self, builder: ir.IRBuilder, v: _Vectors, width: int, by_lane: bool, runs: tuple[int, ...] = (), step: int = 1
+    ) -> None:
+        self.b, self.v, self.width, self.by_lane, self.runs, self.step = builder, v, width, by_lane, runs, step
+
+    def mask(self, position: ir.Value, limit: ir.Value, part: int) -> ir.Value:
+        """Lanes l with 0 <= position + part * lanes + l < limit."""
+        v, b = self.v, self.b
+        undefined = ir.Constant(v.ints, ir.Undefined)
+
+        def splat(value: ir.Value) -> ir.Value:
+            vector = b.insert_element(undefined, b.trunc(value, I32), ir.Constant(I32, 0))
+            return b.shuffle_vector(vector, undefined, ir.Constant(v.ints, [0] * v.lanes))
+
+        ramp = ir.Constant(v.ints, [part * v.lanes + lane for lane in range(v.lanes)])
+        return b.icmp_unsigned("<", b.add(splat(position), ramp), splat(limit))
+
+    def weights(self, weights: ir.Value, first: int, height: int) -> list[list[ir.Value]]:
+        """The weights of a run, ``[tap][vector]``."""
+        v, b = self.v, self.b
+        if self.by_lane:
+            return [
+                [v.load(weights, _int((first + r) * WIDTH * v.lanes + j * v.lanes)) for j in range(self.width)]
+                for r in range(height)
+            ]
+        numbers = [b.load(b.gep(weights, [_int(first + r)]), align=v.align) for r in range(height)]
+        return [[v.splat(number)] * self.width for number in numbers]
+
+    def line(self, lines: ir.Value, index: ir.Value, offset: ir.Value, masks: list[ir.Value]) -> list[ir.Value]:
+        address = self.b.load(self.b.gep(lines, [index]))
+        start = self.b.gep(self.b.inttoptr(address, self.v.element.as_pointer()), [offset])
+        loaded = [self.v.masked_load(start, _int(j * self.v.lanes), mask) for j, mask in enumerate(masks)]
+        if self.step == 1:
+            return loaded
+        evens = ir.Constant(self.v.ints, list(range(0, 2 * self.v.lanes, 2)))
+        return [self.b.shuffle_vector(*loaded[j : j + 2], evens) for j in range(0, len(loaded), 2)]
+
+    def add_runs(
+        self, sums: list[ir.Value], lines: ir.Value, index: ir.Value, second: ir.Value, offset: ir.Value,
+        masks: list[ir.Value], weights: ir.Value,
+    ) -> list[ir.Value]:  # fmt: skip
+        new, first = list(sums), 0
+        for run, height in enumerate(self.runs):
+            numbers = self.weights(weights, first, height)
+            start = self.b.add(index, second) if run else index
+            for j in range(LINES + height - 1):
+                values = self.line(lines, self.b.add(start, _int(j)), offset, masks)
+                for i in range(max(0, j - height + 1), min(LINES, j + 1)):
+                    for part in range(self.width):
+                        at = i * self.width + part
+                        new[at] = self.v.multiply_add(values[part], numbers[j - i][part], new[at])
+            first += height
+        return new
+
+    def finished(self, sums: list[ir.Value], bias: ir.Value, masks: list[ir.Value], clamp: ir.Value) -> list[ir.Value]:
+        """Bias added, and the rectifier: 1 relu, 2 relu6. A NaN stays one."""
+        v, b = self.v, self.b
+        if self.by_lane:
+            numbers = [v.masked_load(bias, _int(j * v.lanes), masks[j]) for j in range(self.width)]
+        else:
+            numbers = [v.splat(b.load(bias, align=v.align))] * self.width
+        infinite = ir.Constant(v.element, float("inf"))
+        low = b.select(b.icmp_signed(">", clamp, _int(0)), ir.Constant(v.element, 0.0), b.fneg(infinite))
+        high = b.select(b.icmp_signed("==", clamp, _int(2)), ir.Constant(v.element, 6.0), infinite)
+        low, high = v.splat(low), v.splat(high)
+        out = []
+        for i, value in enumerate(sums):
+            value = b.fadd(value, numbers[i % self.width])
+            value = b.select(b.fcmp_ordered("<", value, low), low, value)
+            out.append(b.select(b.fcmp_ordered(">", value, high), high, value))
+        return out
+
+    def store(
+        self, values: list[ir.Value], out: ir.Value, ld: ir.Value, height: ir.Value, spare: ir.Value,
+        masks: list[ir.Value],
+    ) -> None:  # fmt: skip
+        b = self.b
+        for i in range(LINES):
+            inside = b.icmp_signed("<", _int(i), height)
+            row = b.select(inside, b.gep(out, [b.mul(ld, _int(i))]), spare)
+            for j in range(self.width):
+                self.v.masked_store(values[i * self.width + j], row, _int(j * self.v.lanes), masks[j])
+
+
+def _sum_tile(tile: _Tile, args: Any, done: ir.Block) -> list[ir.Value]:
+    """One tile, from the builder's position to a branch to ``done``: its sums, ``[line][vector]``."""
+    builder, v, width, by_lane, taps = tile.b, tile.v, tile.width, tile.by_lane, sum(tile.runs)
+    count, segments, lines, second, position, limit, weights, accumulate, earlier_sums = args
+    before, loop = (builder.append_basic_block() for _ in range(2))
+    places = [(i, j) for i in range(LINES) for j in range(width)]
+    fixed_masks = [tile.mask(position, limit, j) for j in range(width)] if by_lane else []
+    entry = builder.block
+    builder.cbranch(builder.icmp_signed("!=", accumulate, _int(0)), before, loop)
+
+    builder.position_at_end(before)
+    earlier = [v.load(earlier_sums, _int((i * WIDTH + j) * v.lanes)) for i, j in places]
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    phis = _phis(builder, [_int(0), weights] + [v.zero] * len(places), entry)
+    _close(phis, [_int(0), weights, *earlier], before)
+    t, numbers, sums = phis[0], phis[1], phis[2:]
+    segment = builder.gep(segments, [builder.mul(t, _int(3))])
+    index, offset, shift = (builder.load(builder.gep(segment, [_int(i)])) for i in range(3))
+    first = builder.add(position, shift)
+    masks = fixed_masks or [tile.mask(first, limit, j) for j in range(width * tile.step)]
+    new = tile.add_runs(sums, lines, index, second, builder.add(offset, position), masks, numbers)
+    after = builder.add(t, _int(1))
+    step = taps * WIDTH * v.lanes if by_lane else taps
+    _close(phis, [after, builder.gep(numbers, [_int(step)]), *new], builder.block)
+    builder.cbranch(builder.icmp_signed("<", after, count), loop, done)
+    return new
+
+
+def _write_tile(tile: _Tile, sums: list[ir.Value], args: Any, spare: ir.Value, done: ir.Block) -> None:
+    """Finish and store a tile's sums, from the builder's position to a branch to ``done``."""
+    builder = tile.b
+    finish, bias, clamp, out, ld, height, columns = args
+    entry, finishing, storing = builder.block, *(builder.append_basic_block() for _ in range(2))
+    valid = [tile.mask(_int(0), columns, j) for j in range(tile.width)]
+    builder.cbranch(builder.icmp_signed("!=", finish, _int(0)), finishing, storing)
+    builder.position_at_end(finishing)
+    final = tile.finished(sums, bias, valid, clamp)
+    builder.branch(storing)
+    builder.position_at_end(storing)
+    values = _phis(builder, sums, entry)
+    _close(values, final, finishing)
+    tile.store(values, out, ld, height, spare, valid)
+    builder.branch(done)
+
+
+def _make(by_lane: bool) -> Any:
+    """An intrinsic that sums one tile of the shape given by its number and whether it is WIDTH vectors wide."""
+
+    @intrinsic
+    def window(
+        typingctx: Any, shape: Any, wide: Any, count: Any, segments: Any, lines: Any, second: Any, position: Any,
+        limit: Any, weights: Any, accumulate: Any, sums: Any, finish: Any, bias: Any, clamp: Any,
+        out: Any, ld: Any, height: Any, columns: Any,
+    ) -> Any:  # fmt: skip
+        i64, element = types.int64, weights
+        signature = types.void(
+            i64, i64, i64, _INDEX, _INDEX, i64, i64, i64, element,
+            i64, element, i64, element, i64, element, i64, i64, i64,
+        )  # fmt: skip
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            v = _Vectors(builder, sig.args[8])
+            choice = builder.add(builder.mul(args[0], _int(2)), args[1])
+            done = builder.append_basic_block("done")
+            switch = builder.switch(choice, done)
+            for wide, width in ((0, 1), (1, WIDTH)):
+                join, found = builder.append_basic_block("join"), []
+                for number, (runs, step) in enumerate(TILES):
+                    if by_lane and step > 1:
+                        continue
+                    block = builder.append_basic_block()
+                    switch.add_case(_int(2 * number + wide), block)
+                    builder.position_at_end(block)
+                    sums = _sum_tile(_Tile(builder, v, width, by_lane, runs, step), args[2:11], join)
+                    found.append((sums, builder.block))
+                builder.position_at_end(join)
+                joined = _phis(builder, *found[0])
+                for sums, block in found[1:]:
+                    _close(joined, sums, block)
+                tile = _Tile(builder, v, width, by_lane)
+                _write_tile(tile, joined, args[11:], args[10], done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return window
+
+
+pixel_window = _make(by_lane=False)
+channel_window = _make(by_lane=True)
+
+
+@intrinsic
+def copy_even(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
+    """``target[i] = source[2 * i]`` for i < n."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, target, n = args
+        v = _Vectors(builder, sig.args[0])
+        entry = builder.block
+        head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
+        last = builder.sub(builder.mul(n, _int(2)), _int(1))
+        builder.branch(head)
+        builder.position_at_end(head)
+        (i,) = _phis(builder, [_int(0)], entry)
+        builder.cbranch(builder.icmp_signed("<", i, n), body, done)
+        builder.position_at_end(body)
+        start = builder.mul(i, _int(2))
+        middle = builder.add(start, _int(v.lanes))
+        pair = [v.masked_load(source, at, v.first(builder.sub(last, at))) for at in (start, middle)]
+        evens = builder.shuffle_vector(*pair, ir.Constant(v.ints, list(range(0, 2 * v.lanes, 2))))
+        v.masked_store(evens, target, i, v.first(builder.sub(n, i)))
+        i.add_incoming(builder.add(i, _int(v.lanes)), body)
+        builder.branch(head)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(source, target, types.int64), codegen

@@ -1,0 +1,136 @@
+"""Convolution in bfloat16 products: exact on small integers, inside guard pages, in each form that this CPU has."""
+
+import os
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fastconv.kernels import reference
+from fastconv.kernels.cpu import bfloat16, bfloat16_blocking, bfloat16_tiles, blocking
+from tests.guard import guarded
+from tests.kernels.test_cpu_conv import EDGES, conv, shape_of
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+OPERANDS = {"forward": "xwy", "grad_input": "ywx"}
+
+pytestmark = pytest.mark.skipif(bfloat16.unavailable() is not None, reason=f"{bfloat16.unavailable()}")
+
+MORE = {
+    "chunks of channels": conv(1, 70, 40, (9, 13), 3, pad=1),
+    "rows of several tiles": conv(1, 6, 5, (3, 150), (2, 3), pad=1),
+    "wide, in column blocks": conv(1, 40, 3, (5, 1300), 3, stride=(1, 2), pad=1),
+    "few rows, few outputs": conv(1, 33, 90, (2, 2), 2, pad=1),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_problems_use_threads_too():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocking, "THREAD_WORK", 1)
+        patch.setattr(bfloat16, "THREAD_ELEMENTS", 1)
+        for size in (bfloat16_blocking.forward_workspace, bfloat16_blocking.grad_input_workspace):
+            size.cache_clear()
+        yield
+        for size in (bfloat16_blocking.forward_workspace, bfloat16_blocking.grad_input_workspace):
+            size.cache_clear()
+
+
+def integers(rng, shape):
+    array = guarded(shape, BF16, at=rng.choice(["start", "end"]))
+    array[...] = rng.integers(-2, 3, shape)
+    return array
+
+
+def compute(direction, geometry, arrays, out, *, packed=None, bias=None, residual=None, activation=None, threads=1):
+    size = getattr(bfloat16_blocking, f"{direction}_workspace")(geometry, 2, threads)
+    getattr(bfloat16, direction)(
+        geometry, *arrays, bias, residual, out, activation=activation, packed=packed,
+        workspace=guarded(size, np.uint8), threads=threads,
+    )  # fmt: skip
+    return out.astype(np.float64)
+
+
+def expected(direction, geometry, arrays, shape, **epilogue):
+    truth = np.empty(shape)
+    getattr(reference, direction)(geometry, *arrays, epilogue.pop("bias", None), epilogue.pop("residual", None), truth)
+    return truth.astype(BF16).astype(np.float64)
+
+
+@pytest.mark.parametrize("direction", OPERANDS)
+@pytest.mark.parametrize("name", [*EDGES, *MORE])
+def test_is_exact_but_for_one_rounding(name, direction):
+    geometry = (EDGES | MORE)[name]
+    if direction == "grad_input" and geometry.padding_mode != "zeros":
+        pytest.skip("folds no padded gradient")
+    rng = np.random.default_rng(0)
+    *arrays, result = (shape_of(geometry, letter) for letter in OPERANDS[direction])
+    x, w = (integers(rng, shape) for shape in arrays)
+    want = expected(direction, geometry, (x, w), result)
+    packed = getattr(bfloat16, f"pack_{direction}")(geometry, w)
+    for threads in (1, 2, 5):
+        np.testing.assert_array_equal(
+            compute(direction, geometry, (x, w), guarded(result, BF16), threads=threads), want
+        )
+    np.testing.assert_array_equal(compute(direction, geometry, (x, None), guarded(result, BF16), packed=packed), want)
+
+
+def channels_last(array):
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
+
+
+FORMS = {
+    "channels last": channels_last,
+    "Fortran order": np.asfortranarray,
+    "negative strides": lambda a: a[..., ::-1].copy()[..., ::-1],
+    "every other": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_any_strides_with_an_epilogue(form, stride):
+    geometry = conv(2, 35, 40, (9, 11), 3, stride=stride, pad=1)
+    rng = np.random.default_rng(1)
+    x, w, residual = (integers(rng, s) for s in (geometry.input_shape, geometry.weight_shape, geometry.output_shape))
+    bias = integers(rng, (40,))
+    want = np.maximum(expected("forward", geometry, (x, w), residual.shape, bias=bias, residual=residual), 0)
+    lay = FORMS[form]
+    out = lay(guarded(residual.shape, BF16))
+    got = compute("forward", geometry, (lay(x), lay(w)), out, bias=bias, residual=lay(residual), activation="relu")
+    np.testing.assert_array_equal(got, want)
+
+
+def test_what_lies_between_the_rows_is_not_seen():
+    """Non-finite input reaches the windows that hold it, though tiles compute positions between the rows too."""
+    geometry = conv(1, 3, 4, (6, 7), 3, pad=1)
+    x = np.ones(geometry.input_shape, BF16)
+    x[0, 1, 2, 6] = np.inf
+    y = np.empty(geometry.output_shape, BF16)
+    compute("forward", geometry, (x, np.ones(geometry.weight_shape, BF16)), y)
+    seen = np.zeros((6, 7), bool)
+    seen[1:4, 5:7] = True
+    np.testing.assert_array_equal(~np.isfinite(y[0, 0].astype(np.float32)), seen)
+
+
+@pytest.mark.skipif(bfloat16_tiles.FORM == "dot", reason="the form that the other tests run")
+def test_the_form_without_tile_registers(tmp_path):
+    """VDPBF16PS instead of AMX, chosen as on a CPU without AMX's features that is named Zen 4."""
+    from numba.core.registry import cpu_target
+
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    kept = ",".join(f for f in features.split(",") if "amx" not in f)
+    names = ["chunks of channels", "rows of several tiles", "depthwise multiplier"]
+    code = f"""
+from tests.kernels import test_bfloat16 as t
+assert t.bfloat16_tiles.FORM == "dot"
+for name in {names}:
+    t.test_is_exact_but_for_one_rounding(name, "forward")
+"""
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": kept, "FASTCONV_CACHE_DIR": str(tmp_path),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
