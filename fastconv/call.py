@@ -278,7 +278,7 @@ def pool(
             if result is not None:
                 return result
             key = None
-    x = intake(op, "x", x)
+    given, x = x, intake(op, "x", x)
     float_dtype(op, "x", x.dtype)
     lay = Layout(op, rank, layout)
     view = lay.first("x", x)
@@ -296,7 +296,7 @@ def pool(
     else:
         positions = None if indices is None else empty(x, shape, lay.name, indices)
         execute(choice, problem, view, positions, output.target)
-    if key is not None:
+    if key is not None and x is given:  # not a copy in another byte order
         ready = ready_pool(choice, problem, x, lay.seen(shape), indices, threads)
         if ready is not None:
             ready_pools[key] = ready
@@ -314,7 +314,7 @@ def _key(
     types = [*map(type, values)]
     if not _SCALARS.issuperset(types):
         for value in values:
-            if type(value) is tuple and {*map(type, value)} == _INTEGERS:
+            if type(value) is tuple and _only_integers(value):
                 continue
             if type(value) not in _SCALARS and (type(value) is not tuple or not _exact(value)):
                 return None

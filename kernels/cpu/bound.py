@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from inspect import isfunction
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,12 @@ def bind(
     kernel: Any, prepare: Prepare, c: Correlation, dtype: np.dtype, threads: int, x: tuple[int, ...],
     out: tuple[int, ...], residual: tuple[int, ...] | None, activation: str | None,
 ) -> Bound:  # fmt: skip
-    """The correlation ``c`` (compared by identity) of arrays with these strides, in bytes."""
+    """The correlation ``c`` (compared by identity) of arrays with these strides, in bytes.
+
+    ``kernel`` is compiled, or a plain function (c, x's strides in elements) that picks one.
+    """
+    if isfunction(kernel):
+        kernel = kernel(c, _strides(x, dtype.itemsize)[1:])
     threads = c.useful_threads(threads)
     fixed, kept = prepare(c, dtype.itemsize, threads)
     arrays = (_strides(strides, dtype.itemsize) for strides in (x, out, residual))

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from . import depthwise_plan
 from .arrays import KIND, Workspace, address, aligned_empty
 from .blocking import Correlation
 from .compile import jit
-from .depthwise_plan import EVENS, TILES, WIDTH, Pass, packed_sizes, places, plan, reached
+from .depthwise_plan import EVENS, RUNS, TILES, WIDTH, Pass, packed_sizes, places, plan, reached
 from .epilogue import RELU6, finish
 from .gemm import zero
 from .phases import entry_points
@@ -215,10 +215,9 @@ def find_pixels(table, lines, zeros, n, od, oh0, rows):
                     at += 1
 
 
-@jit(inline=True)
-def pixel_share(table, t, threads, kind):
-    """Share ``t`` of the items, lanes being pixels."""
-    keep_whole()
+@jit
+def pixel_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation, lanes being pixels."""
     g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     memory = g.scratch + t * g.thread_bytes
@@ -237,14 +236,19 @@ def pixel_share(table, t, threads, kind):
     ending = quick and (g.bias != 0 or g.activation != 0)
     bands = -(-g.out_height // g.rows)
     items = g.batch * g.out_depth * bands * g.groups
-    found, line_count = -1, 0
-    for item in range(items * t // threads, items * (t + 1) // threads):
-        rest, group = item // g.groups, item % g.groups
-        n, place, oh0 = rest // bands // g.out_depth, rest % (bands * g.out_depth), rest % bands * g.rows
-        od, rows = place // bands, min(g.rows, g.out_height - oh0)
-        if found != place:
+    first_item, last_item = items * t // threads, items * (t + 1) // threads
+    group, rest = first_item % g.groups - 1, first_item // g.groups
+    found, line_count, oh0, od, rows, n = -1, 0, 0, 0, 0, 0
+    for _ in range(first_item, last_item):
+        group += 1
+        if group == g.groups:
+            group = 0
+            rest += 1
+        if found != rest:  # divisions only here: a group may be 50 ns of work
+            n, oh0 = rest // bands // g.out_depth, rest % bands * g.rows
+            od, rows = rest // bands % g.out_depth, min(g.rows, g.out_height - oh0)
             line_count = find_rows(table, offsets, od, oh0, rows)
-            found = place
+            found = rest
         start = g.x + (n * g.x_n + group * g.group_inputs * g.x_c) * g.itemsize
         if in_place:
             find_lines(lines, offsets, line_count, start, zeros)
@@ -281,10 +285,9 @@ def pixel_share(table, t, threads, kind):
                     q += count
 
 
-@jit(inline=True)
-def channel_share(table, t, threads, kind):
-    """Share ``t`` of the items, lanes being channels."""
-    keep_whole()
+@jit
+def channel_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation, lanes being channels."""
     g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     memory = g.scratch + t * g.thread_bytes
@@ -308,7 +311,6 @@ def channel_share(table, t, threads, kind):
             find_pixels(table, lines, zeros, n, od, oh0, rows)
             found = band
         c = block * WIDTH * lanes
-        wide = g.groups - c > lanes
         count = min(g.groups - c, WIDTH * lanes)
         for j in range(g.group_outputs):
             weights = pointer(g.weights, kind)
@@ -330,7 +332,7 @@ def channel_share(table, t, threads, kind):
                         fields = shift(passes, p * _PASS)
                         y = shift(pointer(g.out, kind), to) if last else sums
                         channel_window(
-                            load(fields, 0), wide, load(fields, 2), shift(segments, 3 * load(fields, 1)),
+                            load(fields, 0), 1, load(fields, 2), shift(segments, 3 * load(fields, 1)),
                             shift(lines, row * g.stride_h * row_lines + q), load(fields, 4), c, g.groups,
                             shift(weights, load(fields, 3) * WIDTH * lanes),
                             p > 0, sums, last and ending, bias, g.activation,
@@ -349,14 +351,10 @@ def channel_share(table, t, threads, kind):
                             )  # fmt: skip
 
 
-@jit
-def forward_range(t, threads, table, chunk, kind):
-    """Share ``t`` of ``threads`` of a correlation."""
-    g = Layout(*unpack(table, _FIELDS))
-    if g.x_c == 1 and g.x_w != 1 and g.group_inputs == 1:
-        channel_share(table, t, threads, kind)
-    else:
-        pixel_share(table, t, threads, kind)
+def by_layout(c: Correlation, strides: tuple[int, ...]) -> Any:
+    """The kernel for an input with these strides. Each is compiled when it is first needed: 2.5 s."""
+    _, x_c, _, _, x_w = strides
+    return channel_range if x_c == 1 and x_w != 1 and c.group_inputs == 1 else pixel_range
 
 
 def _pass_rows(found: list[Pass], phase: int, segments: int) -> np.ndarray:
@@ -404,7 +402,7 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     segments = [np.array(rows, np.int64) for rows in (in_place, in_slab, in_pixels)]
     first, source, count = _neighbours(width.source)
     outside = np.concatenate((width.source[:first], width.source[first + count :]))
-    loads = width.stride == 1 or (width.stride == 2 and all(p.shape + EVENS < len(TILES) for p in by_row))
+    loads = width.stride == 1 or (width.stride == 2 and all((RUNS[p.shape], 2) in TILES for p in by_row))
     row_limit = source + count if loads and (outside < 0).all() else 0
     phases = np.arange(width.stride)
     starts, ends = (np.clip(-((phases - n) // width.stride), 0, places_w) for n in (first, first + count))
@@ -511,4 +509,4 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
     return packed
 
 
-forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, by_layout, _prepare)

@@ -6,22 +6,25 @@ Shapes and meanings are the kernel contract's (:mod:`fastconv.kernels`). Work is
 planes or blocks of channels), each written by one thread in a fixed order, so results do not depend on ``threads``.
 
 **How.** Arrays are read where they lie if they are contiguous channels-first or channels-last; any other strides cost
-one copy. :mod:`.pool_walk` turns the geometry into strips of a row, and :mod:`.pool_kernels` reduces them a vector at a
-time, the window's taps innermost, in registers. Sums that are transposed give the gradients of the average and the
-norm: each element gathers from the windows that cover it and is written once. Only the maximum's gradient and
-unpooling scatter, serially within a plane. Edges need no branches: masked loads read nothing outside a row.
+one copy. :mod:`.pool_walk` turns the geometry into a table of integers, once, and one of three loops of
+:mod:`.pool_kernels` reduces: *rows* (channels first, and channels last at stride 1: down the window into a buffer in
+L1, then along it), *pixels* (channels last: lanes are channels) or *planes* (windows that are whole planes). Sums that
+are transposed give the gradients of the average and the norm: each element gathers from the windows that cover it and
+is written once. Indices are found by the loops of :mod:`.pool_indices`, which take every tap of every window; the
+maximum's gradient and unpooling scatter, serially within a plane.
 
 **Speed** is memory's for all but the smallest maps. It loses where vectors are mostly empty (channels-last with C below
-a vector's lanes, rows shorter than one), where loads are gathers (channels-first with stride 3 and more, and strided
-gradients), and one row of output is one thread's (a global average of a single channels-last image).
+a vector's lanes, channels-first rows with fewer outputs than one that overlap), where loads are gathers
+(channels-first with stride 3 and more, and their gradients), and in channels-last scatters, which are scalar.
 
 **Semantics.** NaN propagates and counts as larger (minimum: smaller) than any number; of equal elements the first has
 the index. A window without an element gives -inf (minimum: inf), index -1, average and norm 0.
 
-**Error.** Sums run in x's precision u (16-bit: float32's): down each column of a window, then over the columns, and for
-windows reduced across over the lanes in a tree. A term of a window of n elements meets at most n - 1 additions, then
-divisor and division round: an average is within γ_{n+1} of the mean absolute value (γ_k = ku / (1 - ku)), whatever the
-order, and an L1 or L2 norm within γ_{n+2} of itself. Other p are computed in float64. The maximum is exact.
+**Error.** Sums run in x's precision u (16-bit: float32's): down each column of a window, then over the columns
+(channels last: along each row, then over the rows), and for windows reduced across over the lanes in a tree. A term of
+a window of n elements meets at most n - 1 additions, then divisor and division round: an average is within γ_{n+1} of
+the mean absolute value (γ_k = ku / (1 - ku)), whatever the order, and an L1 or L2 norm within γ_{n+2} of itself. Other
+p are computed in float64. The maximum is exact.
 Gradients: n counts the windows that cover an element; dy over the divisor may round before them, so γ_{n+1}, and
 γ_{n+4} of the sum of absolute values for the norm's.
 
@@ -45,9 +48,9 @@ from .simd import lanes
 
 Array = NDArray[Any]
 
-SERIAL_BYTES = 1 << 20
-"""Below this many bytes read and written one thread is used. 0.5 MB took one thread 96 µs and two 137, most of it
-waking the second; 2 MB took 165 and 123."""
+SERIAL_BYTES = 3 << 19
+"""Below this many bytes read and written one thread is used: waking the second takes 17 µs. 0.5 MB took one thread
+8 µs and two 22, 1.2 MB 37 and 36, 2 MB 40 and 33."""
 
 
 # --- the contract's functions ---
@@ -150,13 +153,12 @@ def bind_forward(
     ``which``: largest, smallest, mean, sum or norm. x and y are contiguous, channels last or first, of the dtype that
     is computed in; indices, of 4 or 8 bytes (0: none), lie as y does.
     """
-    walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype, which == "mean")
+    walk = forward_walk(geometry, last, lanes(dtype.itemsize), dtype, which == "mean", index_bytes > 0)
     name = "sum" if which == "mean" else which
     fields = walk.fields._replace(index_bytes=index_bytes)
     if index_bytes and not walk.across:
         return (_bound(getattr(pool_indices, f"{name}_of_windows_at"), fields, dtype, threads, walk),)
-    form = "pixels" if last else "planes" if walk.planes else "rows"
-    first = _bound(getattr(pool_kernels, f"{name}_of_{form}"), fields, dtype, threads, walk)
+    first = _bound(getattr(pool_kernels, f"{name}_of_{walk.form}"), fields, dtype, threads, walk)
     return (first, _bound(pool_indices.find_in_windows, fields, dtype, threads, walk)) if index_bytes else (first,)
 
 
@@ -165,8 +167,7 @@ def _bind_transposed(
     geometry: PoolGeometry, last: bool, dtype: np.dtype[Any], divisor: float, threads: int
 ) -> tuple[Bound, ...]:
     walk = transposed_walk(geometry, last, lanes(dtype.itemsize), dtype, divisor)
-    kernel = pool_kernels.sum_of_pixels if last else pool_kernels.sum_of_rows
-    return (_bound(kernel, walk.fields, dtype, threads, walk),)
+    return (_bound(getattr(pool_kernels, f"sum_of_{walk.form}"), walk.fields, dtype, threads, walk),)
 
 
 @lru_cache(maxsize=1024)

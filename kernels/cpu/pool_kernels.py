@@ -39,6 +39,8 @@ from .vector import (
     divide,
     gather,
     index_ramp,
+    interleaved_high,
+    interleaved_low,
     keep_rolled,
     lane_count,
     largest,
@@ -131,15 +133,16 @@ def _down_each(
     take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch
 ):  # fmt: skip
     lanes = lane_count(x)
-    whole = columns // lanes * lanes
     for _ in range(rows):
-        for c in range(0, whole, lanes):
-            store(buffer, o + c, _column(take, x, i + c, depths, depth_step, heights, height_step, lanes, empty, True))
-            keep_rolled()
-        if whole < columns:
-            n = columns - whole
-            last = _column(take, x, i + whole, depths, depth_step, heights, height_step, n, empty, False)
-            store(buffer, o + whole, last)
+        if columns < lanes:
+            last = _column(take, x, i, depths, depth_step, heights, height_step, columns, empty, False)
+            store(buffer, o, last)
+        else:  # the last vector overlaps the one before: no mask
+            for c in range(0, columns, lanes):
+                a = min(c, columns - lanes)
+                down = _column(take, x, i + a, depths, depth_step, heights, height_step, lanes, empty, True)
+                store(buffer, o + a, down)
+                keep_rolled()
         i += advance
         o += pitch
         keep_rolled()
@@ -149,7 +152,7 @@ def _down_each(
 def _down(take, x, i, advance, rows, depths, depth_step, heights, height_step, columns, empty, buffer, o, pitch):
     """Rows of windows, each the same number of input rows and ``advance`` further, reduced down to the buffer.
 
-    Behind the columns of each follows what is neutral.
+    Nothing neutral in the buffer is overwritten but by what is neutral.
     """
     if depths == 1 and heights == 2:
         _down_each(take, x, i, advance, rows, 1, 0, 2, height_step, columns, empty, buffer, o, pitch)
@@ -187,30 +190,38 @@ def _along(join, v, i, taps, tap_step, step, empty):
 
 
 @inlined
-def _along_all(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n):
-    """n windows along the buffer, finished and stored."""
+def _along_each(
+    join, v, i, pitch, rows, taps, tap_step, step, empty, by, inverse, how, root, y, o, n, out_pitch
+):  # fmt: skip
     lanes = lane_count(v)
-    whole = n // lanes * lanes
-    for c in range(0, whole, lanes):
-        result = _along(join, v, i + c * step, taps, tap_step, step, empty)
-        store(y, o + c, _finished(result, by, inverse, how, root))
+    for _ in range(rows):
+        if n < lanes:
+            result = _along(join, v, i, taps, tap_step, step, empty)
+            store_first(y, o, _finished(result, by, inverse, how, root), n)
+        else:
+            for c in range(0, n, lanes):
+                a = min(c, n - lanes)
+                result = _along(join, v, i + a * step, taps, tap_step, step, empty)
+                store(y, o + a, _finished(result, by, inverse, how, root))
+                keep_rolled()
+        i += pitch
+        o += out_pitch
         keep_rolled()
-    if whole < n:
-        result = _along(join, v, i + whole * step, taps, tap_step, step, empty)
-        store_first(y, o + whole, _finished(result, by, inverse, how, root), n - whole)
 
 
 @inlined
-def _along_regular(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n):
-    """The same, compiled for the usual windows."""
+def _along_rows(
+    join, v, i, pitch, rows, taps, tap_step, step, empty, by, inverse, how, root, y, o, n, out_pitch
+):  # fmt: skip
+    """Rows of n windows, reduced along the buffer, finished and stored: compiled for the usual windows, and for all."""
     if step == 1 and taps == 3:
-        _along_all(join, v, i, 3, tap_step, 1, empty, by, inverse, how, root, y, o, n)
+        _along_each(join, v, i, pitch, rows, 3, tap_step, 1, empty, by, inverse, how, root, y, o, n, out_pitch)
     elif step == 2 and tap_step == 1 and taps == 2:
-        _along_all(join, v, i, 2, 1, 2, empty, by, inverse, how, root, y, o, n)
+        _along_each(join, v, i, pitch, rows, 2, 1, 2, empty, by, inverse, how, root, y, o, n, out_pitch)
     elif step == 2 and tap_step == 1 and taps == 3:
-        _along_all(join, v, i, 3, 1, 2, empty, by, inverse, how, root, y, o, n)
+        _along_each(join, v, i, pitch, rows, 3, 1, 2, empty, by, inverse, how, root, y, o, n, out_pitch)
     else:
-        _along_all(join, v, i, taps, tap_step, step, empty, by, inverse, how, root, y, o, n)
+        _along_each(join, v, i, pitch, rows, taps, tap_step, step, empty, by, inverse, how, root, y, o, n, out_pitch)
 
 
 @inlined
@@ -221,6 +232,19 @@ def _looked_up(join, v, i, starts, counts, taps, tap_step, empty):
         result = join(gather(v, i, tap_positions(starts, counts, j, tap_step), empty), result)
         keep_rolled()
     return result
+
+
+@inlined
+def _along_pairs(join, v, i, even_taps, j, odd_taps, empty, by, inverse, how, root, y, o, n):
+    """n elements, the even ones reduced from runs that begin at i, i + 1, ..., the odd ones at j, j + 1, ..."""
+    lanes = lane_count(v)
+    for c in range(0, n, 2 * lanes):
+        even = _finished(_along(join, v, i + c // 2, even_taps, 1, 1, empty), by, inverse, how, root)
+        odd = _finished(_along(join, v, j + c // 2, odd_taps, 1, 1, empty), by, inverse, how, root)
+        store_first(y, o + c, interleaved_low(even, odd), n - c)
+        if n - c > lanes:
+            store_first(y, o + c + lanes, interleaved_high(even, odd), n - c - lanes)
+        keep_rolled()
 
 
 @inlined
@@ -269,12 +293,20 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
             else:
                 h, d, p = _next(h + alike - 1, d, p, f.heights, f.depths)
         pieces, length = (1, rows * f.out_row) if f.flat else (rows, f.out_row)
+        if not f.across and f.step != 0 and f.divide != DIVIDE_EACH:
+            _along_rows(
+                join, buffer, f.origin, f.pitch, pieces, f.taps, f.tap_step, f.step, empty, by, inverse, f.divide, root,
+                y, r * f.out_row, length, f.out_row,
+            )  # fmt: skip
+            continue
         for i in range(pieces):
-            here, o = i * f.pitch, (r + i) * f.out_row
-            if not f.across and f.step != 0 and f.divide != DIVIDE_EACH:
-                _along_regular(
-                    join, buffer, here, f.taps, f.tap_step, f.step, empty, by, inverse, f.divide, root, y, o, length
-                )
+            here, o = f.origin + i * f.pitch, (r + i) * f.out_row
+            if f.pairs:
+                here += f.lead
+                _along_pairs(
+                    join, buffer, here + f.even_first, f.even_taps, here + f.odd_first, f.odd_taps, empty, by, inverse,
+                    f.divide, root, y, o, length,
+                )  # fmt: skip
                 continue
             by_rows = number(x, 1)
             if f.divide == DIVIDE_EACH:
@@ -286,6 +318,8 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
                     start = here + f.lead + element(strips, 6 * c)
                     count = element(strips, 6 * c + 2) - element(strips, 6 * c)
                     result = splat(x, _run(join, across, buffer, start, count, empty))
+                elif f.spread:
+                    result = splat(x, element(buffer, here + f.lead))
                 elif f.step == 0:
                     result = _looked_up(
                         join, buffer, here + f.lead, load_indices(x, starts, c, n), load_indices(x, counts, c, n),

@@ -40,10 +40,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import PoolGeometry, Windows
+from .arrays import address
 
 Table = NDArray[np.int64]
 
-SCRATCH_BYTES = 16 << 10  # of the stack, for the buffer of rows: a third of L1, the rest is the rows' own
+SCRATCH_BYTES = 32 << 10  # of the stack, for the buffer of rows
+BATCH_BYTES = 16 << 10  # as many rows as fit: a third of L1, the rest is the input's
 BLOCKS = 8  # channels last: few rows are cut into about so many blocks of channels, for all threads
 UNDIVIDED, MULTIPLY, DIVIDE, DIVIDE_EACH = range(4)
 
@@ -84,20 +86,28 @@ class Fields(NamedTuple):
     by_width: int
     skip: int  # columns of the input before those that are read
     columns: int
-    lead: int
-    pitch: int
+    lead: int  # where column ``skip`` lies in a row of the buffer, where the first window begins,
+    origin: int
+    pitch: int  # and where the next row does
     batch: int  # rows in the buffer
     advance: int  # from a row's first element to the next one's, among those that are alike:
     alike_everywhere: int  # all rows
     alike_from: int  # or these heights: windows of equal size, evenly spaced
     alike_to: int
     flat: int
+    pairs: int  # gradients at stride 2: even and odd elements have windows of their own, each a run of the buffer,
+    even_first: int  # which begins here for element 0,
+    even_taps: int
+    odd_first: int
+    odd_taps: int
+    spread: int  # every element has the same window of one element
     buffer_size: int
     scratch_bytes: int  # a thread
     index_bytes: int
     accumulate: int
 
 
+PAIRS = ("even_first", "even_taps", "odd_first", "odd_taps")
 FIELD_COUNT = len(Fields._fields)
 ADDRESSES = (0, 1, 2, 3)
 """The fields that a call fills in."""
@@ -113,7 +123,7 @@ class Walk:
 
     fields: Fields
     kept: tuple[Any, ...]
-    planes: bool  # every window is a whole plane, channels first
+    form: str  # which of the loops of :mod:`.pool_kernels` it is for: rows, pixels or planes
 
     @property
     def across(self) -> bool:
@@ -139,6 +149,16 @@ class _Axis:
             return self.regular[1]
         return int(self.windows.start[1] - self.windows.start[0]) if self.outputs > 1 else self.size
 
+    def spread(self, channels: int) -> _Axis:
+        """The axis of stride 1 with each element a pixel of so many numbers, as an axis of numbers."""
+        assert self.regular is not None
+        w, (kernel, _, before, dilation) = self.windows, self.regular
+        start = (w.start[:, None] * channels + np.arange(channels)).reshape(-1)
+        windows = Windows(
+            start, np.repeat(w.count, channels), np.repeat(w.padded_count, channels), w.dilation * channels
+        )
+        return _Axis(self.size * channels, windows, (kernel, 1, before * channels, dilation * channels))
+
     def is_whole(self) -> bool:
         """One window, the whole axis."""
         w = self.windows
@@ -147,8 +167,9 @@ class _Axis:
 
 @lru_cache(maxsize=256)
 def forward_walk(
-    geometry: PoolGeometry, channels_last: bool, lanes: int, dtype: np.dtype[Any], average: bool = False
-) -> Walk:
+    geometry: PoolGeometry, channels_last: bool, lanes: int, dtype: np.dtype[Any], average: bool = False,
+    indices: bool = False,
+) -> Walk:  # fmt: skip
     """The walk from an input to its pooled output, divided by the windows' divisors if it is an average.
 
     >>> g = PoolGeometry(1, 1, (8,), (4,), (2,), (2,), ((0, 0),))
@@ -158,9 +179,12 @@ def forward_walk(
     """
     axes = _axes(geometry, channels_last)
     width = axes[2]
-    channels = geometry.channels if channels_last else 1
+    channels, planes = _interleaved(geometry, channels_last)
     across = not channels_last and _across_is_faster(width, lanes)
-    if channels_last:
+    if channels_last and not indices and _is_one_row(width, channels, dtype):
+        axes[2], channels = width.spread(channels), 1
+        strips, step, tap_step = _row_strip(axes[2])
+    elif channels_last:
         strips, step, tap_step = _pixel_strips(width, channels), 1, width.windows.dilation * channels
     elif across:
         windows = zip(width.windows.start, width.windows.count, strict=True)
@@ -169,7 +193,7 @@ def forward_walk(
     else:
         strips, step, tap_step = _row_strip(width)
     divisors = _divisors(geometry, axes) if average else tuple(np.ones(axis.outputs) for axis in axes)
-    return _walk(geometry, axes, channels, strips, step, tap_step, across, lanes, dtype, divisors)
+    return _walk(planes, axes, channels, strips, step, tap_step, across, lanes, dtype, divisors)
 
 
 @lru_cache(maxsize=256)
@@ -183,18 +207,23 @@ def transposed_walk(
     >>> w.kept[3].tolist()  # the output that covers each element, and how many do
     [[0, 0, 1, 1, 2, 2, 3, 3], [1, 1, 1, 1, 1, 1, 1, 1]]
     """
-    axes = [_transposed(axis) for axis in _axes(geometry, channels_last)]
+    pooled = _axes(geometry, channels_last)
+    axes = [_transposed(axis) for axis in pooled]
     width = axes[2]
-    channels = geometry.channels if channels_last else 1
-    if channels_last:
+    channels, planes = _interleaved(geometry, channels_last)
+    if channels_last and _is_one_row(width, channels, dtype):
+        axes[2], channels = width.spread(channels), 1
+        strips, step, tap_step = _row_strip(axes[2])
+    elif channels_last:
         strips, step, tap_step = _pixel_strips(width, channels), 1, width.windows.dilation * channels
     elif width.regular is not None:
         strips, step, tap_step = _row_strip(width)
     else:
         strips, step, tap_step = [(0, width.windows.count.max(), 0, 0, width.outputs, 0)], 0, width.windows.dilation
+    pairs = None if channels_last else _pairs(pooled[2])
     ones = tuple(np.ones(axis.outputs) for axis in axes)
     ones[0][:] = divisor
-    return _walk(geometry, axes, channels, strips, step, tap_step, False, lanes, dtype, ones)
+    return _walk(planes, axes, channels, strips, step, tap_step, False, lanes, dtype, ones, pairs)
 
 
 @lru_cache(maxsize=256)
@@ -208,6 +237,36 @@ def divisors(geometry: PoolGeometry) -> NDArray[np.float64]:
     """The divisor of each window of an average pooling: an array of the output's spatial shape."""
     depth, height, width = _divisors(geometry, _axes(geometry, True))
     return (depth[:, None, None] * height[:, None] * width).reshape(geometry.output_size)
+
+
+def _interleaved(geometry: PoolGeometry, channels_last: bool) -> tuple[int, int]:
+    """Channels that are interleaved in each plane, and planes."""
+    if channels_last and geometry.channels > 1:
+        return geometry.channels, geometry.batch
+    return 1, geometry.batch * geometry.channels
+
+
+def _pairs(pooled: _Axis) -> tuple[int, int, int, int] | None:
+    """Stride 2: for the even and the odd elements of a row, how far from element 0's or 1's half the first window that
+    covers it lies, and how many there are: i = 2m + a is covered by outputs o with 0 <= i + before - 2o < kernel."""
+    if pooled.regular is None or pooled.regular[1] != 2 or pooled.regular[3] != 1:
+        return None
+    kernel, _, before, _ = pooled.regular
+    runs = []
+    for a in (0, 1):
+        first, last = -((kernel - 1 - a - before) // 2), (a + before) // 2
+        runs += [first, last - first + 1]
+    return runs[0], runs[1], runs[2], runs[3]
+
+
+def _is_one_row(width: _Axis, channels: int, dtype: np.dtype[Any]) -> bool:
+    """Whether rows of pixels are better walked as rows of numbers: overlapping windows (3 of 9 loads then come from
+    memory), if they fit the buffer. With stride 1 that is the same but for the distance of taps."""
+    if width.regular is None or channels == 1:
+        return False
+    kernel, stride, before, _ = width.regular
+    row = (width.size + 2 * abs(before)) * channels * dtype.itemsize
+    return stride == 1 and kernel > 1 and row <= SCRATCH_BYTES - 1024
 
 
 def _pixel_strips(width: _Axis, channels: int) -> list[Any]:
@@ -224,30 +283,34 @@ def _row_strip(width: _Axis) -> tuple[list[Any], int, int]:
 
 
 def _walk(
-    geometry: PoolGeometry, axes: list[_Axis], channels: int, strips: list[Any], step: int, tap_step: int,
+    planes: int, axes: list[_Axis], channels: int, strips: list[Any], step: int, tap_step: int,
     across: bool, lanes: int, dtype: np.dtype[Any], divisors: tuple[NDArray[np.float64], ...],
+    pairs: tuple[int, int, int, int] | None = None,
 ) -> Walk:  # fmt: skip
     depth, height, width = axes
     windows, in_row = width.windows, width.size * channels
     starts = np.where(windows.count > 0, windows.start, -1)
     tables = np.stack([starts, windows.count]).astype(np.int32)
     strip_table = np.array(strips, dtype=np.int64).reshape(-1, 6)
-    planes = geometry.batch * (1 if channels > 1 else geometry.channels)
     rows = planes * depth.outputs * height.outputs
     how, divisor = _how_to_divide(divisors, dtype)
     advance, alike = _alike(height)
     everywhere = depth.outputs == 1 and alike == (0, height.outputs) and advance * height.outputs == height.size
     everywhere &= depth.size == 1
-    lead, skip, columns, pitch = _buffer_row(width, step, across)
+    lead, origin, skip, columns, pitch = _buffer_row(width, step, across, lanes)
+    if pairs is not None:
+        begin, end = min(pairs[0], pairs[2]), max(pairs[0] + pairs[1], pairs[2] + pairs[3])
+        lead = max(0, -begin)
+        pitch = -(-(lead + max(width.size, -(-width.outputs // 2) + end)) // lanes) * lanes
     flat = step in (1, 2) and not across and pitch == step * width.outputs and how != DIVIDE_EACH
     slack = (2 * max(step, 1) + 1) * lanes  # the last vectors of a row are written, and read, whole
-    room = SCRATCH_BYTES // dtype.itemsize - slack
+    room = BATCH_BYTES // dtype.itemsize - slack
     batch = max(1, min(room // pitch, rows))
     size = -(-(batch * pitch + slack) // lanes) * lanes
-    kept = (
+    kept: tuple[NDArray[Any], ...] = (
         _starts(depth), _starts(height), strip_table, tables, *(d.astype(dtype) for d in divisors)
     )  # fmt: skip
-    where = [a.__array_interface__["data"][0] for a in kept]
+    where = [address(a) for a in kept]
     fields = Fields(
         x=0, y=0, at=0, scratch=0,
         rows=rows, depths=depth.outputs, heights=height.outputs, depth=where[0], height=where[1],
@@ -259,24 +322,33 @@ def _walk(
         starts=where[3], counts=where[3] + tables.strides[0],
         divide=how, divisor=_bits(divisor), inverse=_bits(1 / divisor),
         by_depth=where[4], by_height=where[5], by_width=where[6],
-        skip=skip, columns=columns, lead=lead, pitch=pitch, batch=batch, advance=advance * in_row,
-        alike_everywhere=int(everywhere), alike_from=alike[0], alike_to=alike[1], flat=int(flat), buffer_size=size,
+        skip=skip, columns=columns, lead=lead, origin=origin, pitch=pitch, batch=batch, advance=advance * in_row,
+        alike_everywhere=int(everywhere), alike_from=alike[0], alike_to=alike[1], flat=int(flat),
+        pairs=int(pairs is not None), **dict(zip(PAIRS, pairs or (0, 0, 0, 0), strict=True)),
+        spread=int(step == 0 and width.size == 1 and bool((windows.count == 1).all())), buffer_size=size,
         scratch_bytes=0 if size * dtype.itemsize <= SCRATCH_BYTES else size * dtype.itemsize,
         index_bytes=0, accumulate=0,
     )  # fmt: skip
-    return Walk(fields, kept, channels == 1 and all(axis.is_whole() for axis in axes))
+    whole = all(axis.is_whole() for axis in axes)
+    return Walk(fields, kept, "pixels" if channels > 1 else "planes" if whole else "rows")
 
 
-def _buffer_row(width: _Axis, step: int, across: bool) -> tuple[int, int, int, int]:
-    """Channels first, a row in the buffer: neutral elements before it, columns skipped and read, and the next row."""
+def _buffer_row(width: _Axis, step: int, across: bool, lanes: int) -> tuple[int, int, int, int, int]:
+    """Channels first, a row in the buffer: see ``lead`` to ``columns`` in :class:`Fields`.
+
+    Rows begin on a cache line unless that leaves a gap between windows: vectors across two lines are stored, and
+    loaded, in two steps.
+    """
     if across or step == 0 or width.regular is None:
-        return 0, 0, width.size, width.size
+        return 0, 0, 0, width.size, -(-width.size // lanes) * lanes
     kernel, stride, before, dilation = width.regular
     covered = (width.outputs - 1) * stride + (kernel - 1) * dilation + 1
     lead, skip = max(0, before), max(0, -before)
     columns = max(0, min(width.size, covered - before) - skip)
-    tiled = (kernel - 1) * dilation < stride and lead + columns <= width.outputs * stride
-    return lead, skip, columns, width.outputs * stride if tiled else max(covered, lead + columns)
+    if (kernel - 1) * dilation < stride and lead + columns <= width.outputs * stride:
+        return lead, 0, skip, columns, width.outputs * stride
+    origin = -lead % lanes
+    return origin + lead, origin, skip, columns, -(-(origin + max(covered, lead + columns)) // lanes) * lanes
 
 
 def _bits(value: float) -> int:

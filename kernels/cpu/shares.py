@@ -19,17 +19,17 @@ def _signature(kind: Any) -> tuple[Any, ...]:
     return (types.int64, types.int64, types.int64, types.int64, kind)
 
 
-@cache
-def _address(kernel: Any, kind: Any) -> int:
-    signature = _signature(kind)
+@cache  # bounded by the kernels
+def _address(kernel: Any, kind: type) -> int:
+    signature = _signature(typeof(kind(0)))
     kernel.compile(signature)
     compiled = kernel.overloads[signature]
     return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
 
 def native_address(kernel: Any, kind: Any) -> int:
-    """Where the kernel's machine code for ``kind`` begins; compiles it on first use."""
-    return _address(kernel, typeof(kind))
+    """Where the kernel's machine code for ``kind``, a NumPy number, begins; compiles it on first use."""
+    return _address(kernel, type(kind))
 
 
 @intrinsic

@@ -1,14 +1,8 @@
 """Running a kernel on several threads.
 
-Every kernel is a serial function over a share of its work, and a ``prange`` loop over shares around it:
-
-    serial(t, threads, *arguments)        share t of threads
-    parallel(threads, *arguments)         all of them
-
-:func:`run` takes the serial one for one thread, in a child of ``fork`` (an OpenMP region there would abort the
-process), and where Numba's ``workqueue`` layer is already busy in another thread (it, too, aborts).
-Fork-join costs 1.5 µs with ``omp`` and 74 µs with ``workqueue``, so the layers are tried in the order omp, tbb,
-workqueue, unless the user has chosen (NUMBA_THREADING_LAYER or its priority list).
+Every kernel is a serial function of a share of its work, ``kernel(t, threads, table, chunk, kind)``; :func:`launch`
+runs all shares. Fork-join costs 1.5 µs with ``omp`` and 74 µs with ``workqueue``, so the layers are tried in the order
+omp, tbb, workqueue, unless the user has chosen (NUMBA_THREADING_LAYER or its priority list).
 """
 
 from __future__ import annotations
@@ -17,8 +11,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,22 +34,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@contextlib.contextmanager
-def _waiting_passively() -> Iterator[None]:
-    """Let libgomp, which reads its settings when it is loaded, put idle threads to sleep unless the user chose.
+SPINS = "2000"
 
-    By default it spins at a barrier. Alone on the machine that gains little (on two threads a convolution of 100 µs
-    against 117, one of 643 µs against 621); beside a busy process the same 117 µs became 162 waiting passively and
-    240 to 470 spinning, and several ms beside more, because the thread that spins is the one the scheduler lets run.
+
+@contextlib.contextmanager
+def _spinning_briefly() -> Iterator[None]:
+    """Let libgomp, which reads its settings when it is loaded, wait 0.1 ms before it sleeps, unless the user chose.
+
+    Not waiting at all (OMP_WAIT_POLICY=passive), every call wakes the other threads anew: an empty launch takes 15 µs
+    against 5, a convolution of 49 µs 62. Its default waits for milliseconds and gets in the way of others: beside a
+    busy process on two cores the same convolution took 374 µs in the mean (3e5 spins), 138 (1e4), 111 (1e3) and 87
+    (none).
     """
     if any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
         yield
         return
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ["GOMP_SPINCOUNT"] = SPINS
     try:
         yield
     finally:
-        del os.environ["OMP_WAIT_POLICY"]
+        del os.environ["GOMP_SPINCOUNT"]
 
 
 def threading_layer() -> str:
@@ -73,7 +70,7 @@ def threading_layer() -> str:
             torch = sys.modules.get("torch")  # starting OpenMP must not change the threads it uses
             torch_threads = torch.get_num_threads() if torch else 0
             try:
-                with _waiting_passively():
+                with _spinning_briefly():
                     parallel._launch_threads()
             finally:
                 numba.config.THREADING_LAYER_PRIORITY = chosen
@@ -81,36 +78,6 @@ def threading_layer() -> str:
                     torch.set_num_threads(torch_threads)
             _layer = numba.threading_layer()
     return _layer
-
-
-def run(serial: Callable[..., None], parallel: Callable[..., None], threads: int, *arguments: Any) -> None:
-    """Run a kernel on at most ``threads`` threads."""
-    if threads <= 1 or _forked:
-        serial(0, 1, *arguments)
-    elif threading_layer() != "workqueue":
-        _run_parallel(parallel, threads, arguments)
-    elif _workqueue_lock.acquire(blocking=False):
-        try:
-            _run_parallel(parallel, threads, arguments)
-        finally:
-            _workqueue_lock.release()
-    else:
-        serial(0, 1, *arguments)
-
-
-def _run_parallel(parallel: Callable[..., None], threads: int, arguments: tuple[Any, ...]) -> None:
-    import numba
-
-    before = numba.get_num_threads()
-    wanted = min(threads, numba.config.NUMBA_NUM_THREADS)
-    if wanted == before:
-        parallel(threads, *arguments)
-        return
-    numba.set_num_threads(wanted)  # this thread's own setting
-    try:
-        parallel(threads, *arguments)
-    finally:
-        numba.set_num_threads(before)
 
 
 def run_shares(kernel: Any, threads: int, table: np.ndarray, chunk: np.ndarray, kind: Any) -> None:
@@ -125,10 +92,47 @@ def launch(kernel: Any, threads: int, table: int, chunk: int, kind: Any) -> None
     A ``prange`` loop around each kernel would compile it a second time (4 s for the largest). Instead all share one
     loop, which calls the compiled kernel by its address. A kernel takes numbers only: ``table`` and ``chunk`` are
     addresses of int64 arrays, ``kind`` (a number of the element type) selects the compiled version.
+
+    One share alone runs as a plain call; so does everything in a child of ``fork``, where an OpenMP region would abort
+    the process, and where Numba's ``workqueue`` layer is busy in another thread (it, too, aborts).
     """
     if threads <= 1 or _forked:
         kernel(0, 1, table, chunk, kind)
-        return
-    from .shares import every_share, native_address
+    elif (_layer or threading_layer()) != "workqueue":
+        _parallel(kernel, threads, table, chunk, kind)
+    elif _workqueue_lock.acquire(blocking=False):
+        try:
+            _parallel(kernel, threads, table, chunk, kind)
+        finally:
+            _workqueue_lock.release()
+    else:
+        kernel(0, 1, table, chunk, kind)
 
-    run(kernel, partial(every_share, native_address(kernel, kind)), threads, table, chunk, kind)
+
+class _Loop:
+    """What a parallel call needs, imported once: 2 µs of import statements a call otherwise."""
+
+    def __init__(self) -> None:
+        import numba
+
+        from .shares import every_share, native_address
+
+        self.every_share, self.native_address = every_share, native_address
+        self.get, self.set, self.most = numba.get_num_threads, numba.set_num_threads, numba.config.NUMBA_NUM_THREADS
+
+
+_loop: _Loop | None = None
+
+
+def _parallel(kernel: Any, threads: int, table: int, chunk: int, kind: Any) -> None:
+    global _loop
+    loop = _loop = _loop or _Loop()
+    function = loop.native_address(kernel, kind)
+    before, wanted = loop.get(), min(threads, loop.most)
+    if wanted != before:
+        loop.set(wanted)  # this thread's own setting
+    try:
+        loop.every_share(function, threads, table, chunk, kind)
+    finally:
+        if wanted != before:
+            loop.set(before)

@@ -221,6 +221,30 @@ def load_odd(typingctx: Any, pointer: Any, offset: Any) -> Any:
     return _alternating_load(1)(typingctx, pointer, offset)
 
 
+def _interleaved(first: int) -> Any:
+    def typed(typingctx: Any, even: Any, odd: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            half, count = first * even.count // 2, even.count
+            lanes_of_both = [half + lane // 2 + lane % 2 * count for lane in range(count)]
+            return builder.shuffle_vector(*args, _ints(lanes_of_both))
+
+        return even(even, odd), codegen
+
+    return typed
+
+
+@intrinsic
+def interleaved_low(typingctx: Any, even: Any, odd: Any) -> Any:
+    """even[0] odd[0] even[1] odd[1] ..., as far as one vector goes."""
+    return _interleaved(0)(typingctx, even, odd)
+
+
+@intrinsic
+def interleaved_high(typingctx: Any, even: Any, odd: Any) -> Any:
+    """What follows ``interleaved_low``."""
+    return _interleaved(1)(typingctx, even, odd)
+
+
 @intrinsic
 def load_even_within(typingctx: Any, pointer: Any, row: Any, position: Any, limit: Any, fill: Any) -> Any:
     """As ``load_within`` for p = position + 2 l."""

@@ -50,6 +50,9 @@ GEOMETRIES = {
     "window is the input": fixed((7, 7), 7, 1),
     "window is the padded input": fixed((6, 7), (8, 9), 1, 1),
     "rows pooled whole": fixed((12, 5), (3, 5), (2, 1)),
+    "rows pooled whole, stride 2": fixed((12, 3), (3, 3), (2, 2)),
+    "3x3 stride 2, ends early": fixed((7, 38), 3, 2),
+    "5x5 stride 2": fixed((8, 45), 5, 2, 2),
     "wide windows": fixed((20, 80), (3, 40), (2, 20), ((1, 1), (7, 20))),
     "asymmetric padding": fixed((8, 21), 3, 2, ((0, 1), (1, 0))),
     "dilated": fixed((13, 40), 3, 1, 1, dilation=(2, 3)),
@@ -299,6 +302,30 @@ def test_any_strides(given: Any, taken: Any, name: str, rng: np.random.Generator
     reference.max_forward(g, x, None, expected)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(indices, where)
+
+
+def test_a_row_longer_than_the_stack_holds(rng: np.random.Generator) -> None:
+    for g in (fixed((2, 20000), 3, 2, 1, batch=1, channels=2), fixed((3, 40), 3, 1, 1, batch=1, channels=300)):
+        for lay in (first, last):
+            x = integers(rng, g.input_shape, np.float32)
+            y, expected = empty(lay, g.output_shape, np.float32), np.empty(g.output_shape)
+            for name in ("max_forward", "avg_forward"):
+                case = replace(g, divisor_override=2)
+                getattr(pool, name)(case, lay(x), *([None] * (name == "max_forward")), y)
+                getattr(reference, name)(case, x, *([None] * (name == "max_forward")), expected)
+                np.testing.assert_array_equal(y, expected)
+
+
+def test_an_average_divides_exactly(rng: np.random.Generator) -> None:
+    """The quotient comes from a reciprocal: it must round as a division does, also at infinity and NaN."""
+    g = fixed((64, 64), 3, 3, 0, batch=1, channels=1)
+    for divisor in (3, 7, 9, 49, 121, 10007):
+        x = np.zeros(g.input_shape, np.float32)
+        x[..., ::3, ::3] = rng.standard_normal((22, 22), np.float32) * np.float32(10.0) ** rng.integers(-30, 30)
+        x[0, 0, 0, :9:3] = np.inf, -np.inf, np.nan
+        y, plain = np.empty(g.output_shape, np.float32), x[..., :-1:3, :-1:3]
+        pool.avg_forward(replace(g, divisor_override=divisor), x, y)
+        np.testing.assert_array_equal(y, plain / np.float32(divisor))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

@@ -1,0 +1,107 @@
+"""Poolings that ran before go a short way: its results and its errors are those of the long one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv.pooled import ready_pools
+
+CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("max_pool2d", (3,), {"stride": 2, "padding": 1}),
+    ("max_pool2d", ((3, 2),), {"return_indices": True}),
+    ("min_pool2d", (2,), {"padding": ((0, 1), (1, 0))}),
+    ("avg_pool2d", (3,), {"stride": 1, "padding": 1, "count_include_pad": False}),
+    ("lp_pool2d", (1, 2), {}),
+    ("lp_pool2d", (2, 2), {}),
+    ("adaptive_avg_pool2d", (1,), {}),
+    ("adaptive_max_pool2d", ((2, 3),), {"return_indices": True}),
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> None:
+    fc.cache_clear()
+
+
+def images(layout: str | None = None, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+    shape = (2, 3, 8, 9) if layout is None else (2, 8, 9, 3)
+    return np.random.default_rng(5).integers(-4, 5, shape).astype(dtype)
+
+
+@pytest.mark.parametrize(("name", "arguments", "keywords"), CALLS, ids=[f"{n} {a} {k}" for n, a, k in CALLS])
+@pytest.mark.parametrize("layout", [None, "channels_last"])
+def test_the_second_call_gives_what_the_first_gave(name: str, arguments: Any, keywords: Any, layout: Any) -> None:
+    function, x = getattr(fc, name), images(layout)
+    results = [function(x, *arguments, layout=layout, **keywords) for _ in range(2)]
+    assert len(ready_pools) == 1
+    if isinstance(results[0], tuple):
+        for a, b in zip(*results, strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert (a.dtype, a.flags.c_contiguous) == (b.dtype, b.flags.c_contiguous)
+        results = [r[0] for r in results]
+    np.testing.assert_array_equal(*results)
+    assert not np.shares_memory(*results)
+    strided = np.ascontiguousarray(x[..., ::-1])[..., ::-1]
+    again = function(strided, *arguments, layout=layout, **keywords)
+    np.testing.assert_array_equal(again[0] if isinstance(again, tuple) else again, results[0])
+
+
+def test_out_is_checked_every_time() -> None:
+    x = images()
+    y = fc.max_pool2d(x, 2)
+    out = np.zeros_like(y)
+    assert fc.max_pool2d(x, 2, out=out) is out
+    np.testing.assert_array_equal(out, y)
+    with pytest.raises(ValueError, match="out must have the shape"):
+        fc.max_pool2d(x, 2, out=np.zeros((1, 3, 4, 4), np.float32))
+    with pytest.raises(TypeError, match="out is float64"):
+        fc.max_pool2d(x, 2, out=y.astype(np.float64))
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        fc.max_pool2d(x, 2, out=out)
+    memory = np.zeros(x.size + y.size, np.float32)
+    for start in (0, 1, 40, x.size - 1, x.size):
+        inside = memory[: x.size].reshape(x.shape)
+        inside[...] = x
+        overlapping = memory[start : start + y.size].reshape(y.shape)
+        np.testing.assert_array_equal(fc.max_pool2d(inside, 2, out=overlapping), y)
+    strided = np.zeros((*y.shape[:-1], 2 * y.shape[-1]), np.float32)[..., ::2]
+    np.testing.assert_array_equal(fc.max_pool2d(x, 2, out=strided), y)
+
+
+def test_what_differs_is_told_apart() -> None:
+    x = images()
+    fc.max_pool2d(x, 2, padding=1)
+    fc.max_pool2d(x, (2, 2), padding=(1, 1), ceil_mode=False)
+    for wrong in ({"padding": True}, {"padding": (1, True)}, {"ceil_mode": 0}, {"padding": 1.0}):
+        with pytest.raises(TypeError):
+            fc.max_pool2d(x, 2, **wrong)
+    with pytest.raises(TypeError):
+        fc.max_pool2d(x, 2.0)
+    assert fc.max_pool2d(x, [2, 2], padding=1).shape == fc.max_pool2d(x, 2, padding=1).shape
+    for dtype in (np.float64, np.float16, ">f4"):
+        for _ in range(2):
+            y = fc.max_pool2d(x.astype(dtype), 2, padding=1)
+            np.testing.assert_array_equal(y, fc.max_pool2d(x, 2, padding=1))
+            assert y.dtype == np.dtype(dtype).newbyteorder("=")
+
+
+def test_options_and_explain_still_count() -> None:
+    x = images()
+    fc.max_pool2d(x, 2)
+    assert fc.explain(fc.max_pool2d, x, 2).chosen == "direct"
+    with fc.options(algorithm="reference"):
+        assert fc.explain(fc.max_pool2d, x, 2).chosen == "reference"
+        np.testing.assert_array_equal(fc.max_pool2d(x, 2), fc.max_pool2d(x, 2))
+    assert len(ready_pools) == 1
+    fc.cache_clear()
+    assert len(ready_pools) == 0
+
+
+def test_empty_batches() -> None:
+    for _ in range(2):
+        assert fc.max_pool2d(np.zeros((0, 3, 8, 8), np.float32), 2).shape == (0, 3, 4, 4)
