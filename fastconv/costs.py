@@ -25,7 +25,7 @@ TILE_ROWS = 14  # of im2col's: output channels too, its columns are pixels
 TRANSFORM_SECONDS = 1.5e-9  # of a vector of a tile: computed, stored and read again
 TRANSPOSE_SECONDS = 1.5e-9
 WEIGHT_BYTES = 40e9  # a second, of transformed weights
-PACKED_BYTES = 9e9  # of them written in a second, where they are not prepared
+PACKED_BYTES = 6.5e9  # of them written in a second where they are not prepared, and then fetched from the core that did
 LANE_OUTPUTS = 4  # at most so many outputs a group run lane by lane in direct
 
 
