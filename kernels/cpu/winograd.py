@@ -467,4 +467,4 @@ def _variant(f: Variant) -> EntryPoints:
     return entry_points(partial(_pack, f), forward_range, partial(_prepare, f))
 
 
-f2x2_3x3, f4x4_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(_variant, VARIANTS)
+f2x2_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(_variant, VARIANTS)
