@@ -84,6 +84,16 @@ COSTS: dict[str, dict[str, float]] = {
         "streamed": 2.99e-10,
         "sums": 2.71e-11,
     },
+    "pointwise": {
+        "packed": 5e-11,
+        "prepared": 2.07e-09,
+        "products": 8.6e-12,
+        "ragged": 7.31e-11,
+        "scattered": 7.56e-10,
+        "strided": 1.5e-10,
+        "streamed": 2.2e-10,
+        "sums": 2.71e-11,
+    },
     "winograd": {
         "entered": 1.75e-09,
         "entered, spilled": 1.86e-09,
@@ -110,6 +120,7 @@ THREAD_WORK = 1 << 19  # multiply-adds that pay for another thread
 BLOCK_PIXELS = 300  # of direct's block of positions: each block reads all weights
 PANEL_PIXELS = 192  # of im2col's
 PLANE_BYTES = 256 << 10  # of planar's
+PANEL_BYTES = 160 << 10  # of pointwise's
 L2_BYTES = 1.5e6  # of weights that stay in the cache from one block to the next
 
 Work = dict[str, float]
@@ -214,25 +225,34 @@ def lanes_weight_work(problem: ConvProblem) -> Work:
 
 
 def planar_work(problem: ConvProblem) -> Work:
-    """Lanes are pixels of a row (of a plane, where the kernel is one tap), 8 output channels a tile. Blocks are small
-    where channels are many, and each reads all weights."""
+    """Lanes are pixels of a row, 8 output channels a tile. Blocks are small where channels are many, and each reads all
+    weights."""
     s = _Sizes(problem)
-    outputs, plane = _up(s.outputs, 8), math.prod(s.size)
-    single = s.taps == 1
-    width = max(1, plane if single else s.size[-1])
+    return _pixel_work(problem, s, s.size[-1], PLANE_BYTES // max(problem.geometry.stride))
+
+
+def pointwise_work(problem: ConvProblem) -> Work:
+    """The same where the kernel is one tap: lanes are pixels of a plane."""
+    s = _Sizes(problem)
+    return _pixel_work(problem, s, math.prod(s.size), PANEL_BYTES)
+
+
+def _pixel_work(problem: ConvProblem, s: _Sizes, width: int, slab: int) -> Work:
+    """Lanes are pixels, of which ``width`` are in one piece; a block's input is packed in ``slab`` bytes."""
+    width = max(1, width)
     pixels = s.pixels * _up(width, 16) / width
-    step = 1 if single else max(problem.geometry.stride)
-    block = max(48, PLANE_BYTES // (max(1, s.inputs) * 4) // step)
+    sums = pixels * _up(s.outputs, 8) * s.groups
+    block = max(48, slab // (max(1, s.inputs) * 4))
     return {
-        "products": pixels * s.depth * outputs * s.groups,
-        "sums": pixels * outputs * s.groups,
-        "ragged": pixels * outputs * s.groups if width % 16 else 0.0,
+        "products": sums * s.depth,
+        "sums": sums,
+        "ragged": sums if width % 16 else 0.0,
         "packed": s.read,
         "written": s.written,
         "strided": s.read if s.strided else 0.0,
         "scattered": s.written if s.strided and problem.direction == "grad_input" else 0.0,
         "elementwise": float(s.read + s.written) if s.last else 0.0,
-        "streamed": s.batch * max(1.0, plane / block) * s.weights,
+        "streamed": s.batch * max(1.0, math.prod(s.size) / block) * s.weights,
         "prepared": 0.0 if problem.prepared else s.weights,
     }
 
@@ -353,6 +373,7 @@ _direct, _direct_weight = _predict("direct", direct_work), _predict("direct weig
 _lanes, _lanes_weight = _predict("lanes", lanes_work), _predict("lanes weight", lanes_weight_work)
 _im2col, _im2col_weight = _predict("im2col", im2col_work), _predict("im2col weight", im2col_weight_work)
 planar_seconds = _predict("planar", planar_work)
+pointwise_seconds = _predict("pointwise", pointwise_work)
 depthwise_seconds = _predict("depthwise", depthwise_work)
 bfloat16_seconds = _predict("bfloat16", bfloat16_work)
 
@@ -401,8 +422,8 @@ def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) ->
     if algorithm == "direct" and by_lane(problem):
         return "lanes", lanes_work(problem)
     kernel, work = {
-        "direct": ("direct", direct_work), "im2col": ("im2col", im2col_work), "pointwise": ("planar", planar_work),
-        "direct_planar": ("planar", planar_work), "depthwise": ("depthwise", depthwise_work),
+        "direct": ("direct", direct_work), "im2col": ("im2col", im2col_work),
+        "pointwise": ("pointwise", pointwise_work), "direct_planar": ("planar", planar_work), "depthwise": ("depthwise", depthwise_work),
         "direct_bfloat16": ("bfloat16", bfloat16_work),
     }[algorithm]  # fmt: skip
     return kernel, work(problem)

@@ -29,6 +29,7 @@ from .costs import (
     direct_seconds,
     im2col_seconds,
     planar_seconds,
+    pointwise_seconds,
     pool_seconds,
     reference_seconds,
     winograd_seconds,
@@ -337,7 +338,7 @@ ROWS: tuple[Row, ...] = (
     *_conv(
         "pointwise",
         "1x1: the matrix product of the weights and the planes as they lie",
-        planar_seconds,
+        pointwise_seconds,
         workspace="planar_blocking:pointwise_{}_workspace",
         why_not=not_pointwise,
     ),
