@@ -423,7 +423,7 @@ def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) ->
         return "lanes", lanes_work(problem)
     kernel, work = {
         "direct": ("direct", direct_work), "im2col": ("im2col", im2col_work),
-        "pointwise": ("pointwise", pointwise_work), "direct_planar": ("planar", planar_work), "depthwise": ("depthwise", depthwise_work),
-        "direct_bfloat16": ("bfloat16", bfloat16_work),
+        "pointwise": ("pointwise", pointwise_work), "direct_planar": ("planar", planar_work),
+        "depthwise": ("depthwise", depthwise_work), "direct_bfloat16": ("bfloat16", bfloat16_work),
     }[algorithm]  # fmt: skip
     return kernel, work(problem)
