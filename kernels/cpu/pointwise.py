@@ -15,11 +15,11 @@ Loops of ``forward``, outermost first; threads share the items:
     c1 |........========........|       ->      |====|    48 pixels of c1      next block's pixels go to the other: a
     c2 |........========........|               |====|    48 pixels of c2      vector a step, inside the tile's loop.
 
-The products leave the ports for loads and stores half idle, so a vector copied with each step costs nothing, while
-packing between the blocks took 19% of the time (256 to 64 channels, 56 x 56: the caches' own bandwidth; 332 GFLOP/s
-became 360, 512 to 128 on 28 x 28 went from 311 to 418). Tiles with nothing to copy run without: a store to a spare line
-in each step cost 10%. That needs planes without gaps, stride or padding, and one group; all else is packed between the
-blocks, rows gathered where the stride or the padding puts them.
+The products leave the ports for loads and stores half idle, so a vector copied with each step costs little, while
+packing between the blocks took 19% of the time (256 to 64 channels, 56 x 56, batch 16: the caches' own bandwidth; 333
+GFLOP/s became 360; 512 to 128 on 28 x 28 went from 311 to 406). That needs planes without gaps, stride or padding, and
+one group; all else is packed between the blocks, rows gathered where the stride or the padding puts them. Asking for
+the lines of those rows during the products gained nothing (256 to 512 on 56 x 56, stride 2: 329 against 335).
 
 Where NCHW planes lie as a tile wants them it could read them in place. Tried: 5 to 10% slower (256 to 64 channels on
 56 x 56), because every step of the tile then touches another page and rows of one channel share a few cache sets;
@@ -181,7 +181,7 @@ def forward_range(t, threads, table, chunk, kind):
         if block != packed_block:
             packed_block = block
             # Slabs begin 512 bytes lower in a page each time: a load that follows a store 4 KiB away waits for it, and
-            # this way the tiles' loads reach the low bits of an address long after the copies stored there (1 to 2%).
+            # this way the tiles' loads reach the low bits of an address long after the copies stored there (0 to 2%).
             turn += 1
             slab = following
             following = pointer(g.scratch + t * g.thread_bytes + turn % 2 * g.slab_bytes + (7 * turn) % 8 * 512, kind)
@@ -199,7 +199,7 @@ def forward_range(t, threads, table, chunk, kind):
                 p += columns
 
         # What the tiles copy meanwhile: whole vectors of the next block, each asked for one turn before. Asked for a
-        # block before, they were gone from L2 once many outputs had passed through it (64 to 256 channels: 10% slower).
+        # block before, they were gone from L2 once many outputs had passed through it (64 to 256 channels: 13% slower).
         vectors, tile, fetched = 0, 0, 0
         source = x
         if moving and item + 1 < end:
