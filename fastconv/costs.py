@@ -1,176 +1,408 @@
 """What the CPU's kernels are predicted to cost, in seconds: pure functions of a problem and the number of threads.
 
-A kernel takes the time of its arithmetic, at the share of the peak that its tiles can use, and that of the memory it
-moves: these kernels pack, compute and write out in turn, so the times add up. Only ratios between the rows of one
-operation matter, because the least prediction is chosen. The constants are one core of a Sapphire Rapids server, the
-shares were read off the layers of the named suites. ``python -m bench.choices`` times every row on them and shows what
-each choice loses; its table is ``bench/results/choices.md``.
+A kernel packs, computes and writes out in turn, so the times add up. For each kernel a function counts its work, in
+units of what it does most (multiplications in its tiles, elements packed, weights streamed through the cache), and
+``COSTS`` holds the seconds of one unit:
+
+    seconds(problem, threads) = sum over the kinds of work of  amount(problem) / threads * COSTS[kernel][kind]
+
+Linear on purpose: ``python -m bench.calibrate`` fits all constants to measured times (``python -m bench.choices``) by
+non-negative least squares, so a faster kernel needs a run of two commands and no judgement. Only ratios between the
+rows of one operation matter, because the least prediction is chosen. The constants are those of two cores of a
+Sapphire Rapids server.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from .kernels.winograd_matrices import Variant
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
-CORE_FLOPS = {"float32": 190e9, "float64": 95e9, "float16": 180e9, "bfloat16": 180e9}
-CORE_BYTES = 10e9
-CALL_SECONDS = 15e-6
-REFERENCE_FLOPS = 0.2e9
-WORTH_THREADS = 50e-6
+# calibrated: begin
+COSTS: dict[str, dict[str, float]] = {
+    "depthwise": {
+        "products": 1.73e-11,
+        "rows": 1.07e-09,
+        "strided": 7.12e-11,
+        "written": 1.8e-10,
+    },
+    "direct": {
+        "packed": 2.97e-10,
+        "prepared": 2.24e-10,
+        "products": 7.7e-12,
+        "streamed": 8.53e-11,
+        "sums": 1.02e-09,
+    },
+    "direct weight": {
+        "crowded": 1.3e-11,
+        "packed": 2.13e-10,
+        "products": 4.05e-12,
+        "shallow": 1.43e-10,
+        "single": 2.37e-11,
+        "strided": 7.75e-13,
+        "strided, crowded": 1.65e-11,
+        "weights": 2.48e-10,
+    },
+    "im2col": {
+        "packed": 8.93e-11,
+        "pieces": 1.86e-09,
+        "prepared": 2.4e-09,
+        "products": 1.38e-11,
+        "streamed": 2.05e-10,
+        "sums": 1.47e-11,
+        "taps": 7.2e-09,
+        "written": 4.37e-10,
+    },
+    "im2col weight": {
+        "elementwise": 7.08e-11,
+        "moved": 1.59e-10,
+        "packed": 7.46e-10,
+        "pieces": 4.27e-09,
+        "products": 9.79e-12,
+        "weights": 7.34e-10,
+    },
+    "lanes": {
+        "packed": 2.29e-10,
+        "products": 2e-11,
+        "sums": 2.88e-10,
+        "turned": 1.62e-10,
+    },
+    "lanes weight": {
+        "packed": 7.63e-10,
+        "products": 2.24e-11,
+        "weights": 5.57e-08,
+    },
+    "planar": {
+        "packed": 1.51e-10,
+        "prepared": 2.07e-09,
+        "products": 1.04e-11,
+        "ragged": 7.31e-11,
+        "scattered": 7.56e-10,
+        "streamed": 2.99e-10,
+        "sums": 2.71e-11,
+    },
+    "winograd": {
+        "entered": 1.75e-09,
+        "entered, spilled": 1.86e-09,
+        "left, spilled": 6.38e-10,
+        "moved": 4.44e-11,
+        "prepared": 2.17e-10,
+        "prepared call": 5.07e-05,
+        "products": 7.69e-12,
+        "streamed": 8.94e-11,
+        "sums": 7.68e-11,
+        "turned": 2.43e-09,
+    },
+    "bfloat16": {
+        "products": 1.6e-12,
+        "packed": 1e-10,
+        "written": 2e-10,
+        "prepared": 1e-09,
+    },
+}
+# calibrated: end
 
-TILE_COLUMNS = 32  # of direct's register tile: output channels
-TILE_ROWS = 14  # of im2col's: output channels too, its columns are pixels
-TRANSFORM_SECONDS = 1.5e-9  # of a vector of a tile: computed, stored and read again
-TRANSPOSE_SECONDS = 1.5e-9
-WEIGHT_BYTES = 40e9  # a second, of transformed weights
-PACKED_BYTES = 5e9  # of them written in a second, where they are not prepared
-PLANE_BYTES = 256 << 10  # of a block of planar
-WEIGHT_STREAM_BYTES = 20e9  # a second, of weights read again by every block of planar
+REFERENCE_FLOPS = 0.2e9
+THREAD_WORK = 1 << 19  # multiply-adds that pay for another thread
+BLOCK_PIXELS = 300  # of direct's block of positions: each block reads all weights
+PANEL_PIXELS = 192  # of im2col's
+PLANE_BYTES = 256 << 10  # of planar's
+L2_BYTES = 1.5e6  # of weights that stay in the cache from one block to the next
+
+Work = dict[str, float]
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+class _Sizes:
+    """The sizes of a convolution as the kernels see it: an input gradient exchanges input and output."""
+
+    def __init__(self, problem: ConvProblem) -> None:
+        g = problem.geometry
+        back = problem.direction == "grad_input"
+        x, y = math.prod(g.input_shape), math.prod(g.output_shape)
+        self.read, self.written = (y, x) if back else (x, y)
+        self.size = g.input_size if back else g.output_size
+        self.groups, self.batch = g.groups, g.batch
+        self.inputs = (g.out_channels if back else g.in_channels) // g.groups
+        self.outputs = (g.in_channels if back else g.out_channels) // g.groups
+        self.taps = math.prod(g.kernel_size)
+        self.pixels = max(1, g.batch * math.prod(self.size))
+        self.weights = math.prod(g.weight_shape)
+        self.strided = max(g.stride) > 1
+        self.last = problem.layout == "channels_last"
+        # a phase of the stride sees only its share of the taps
+        self.depth = max(1.0, g.multiply_adds / max(1, self.pixels * self.outputs * g.groups))
+
+
+def _seconds(kernel: str, problem: Problem, threads: int, work: Work, moved: float) -> float:
+    """The sum; arithmetic of 64-bit numbers counts twice, 16-bit ones are converted before and after."""
+    wide = max(4, ITEMSIZE[problem.dtype]) / 4
+    costs = COSTS[kernel]
+    if isinstance(problem, ConvProblem):
+        threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
+    total = sum(costs.get(kind, 0.0) * amount for kind, amount in work.items()) * wide
+    if ITEMSIZE[problem.dtype] == 2:
+        total += moved * CONVERSION_SECONDS
+    return CALL_SECONDS + total / threads
+
+
+CALL_SECONDS = 8e-6
+CONVERSION_SECONDS = 0.3e-9  # an element, 16 bits to 32 or back
+
+# ------------------------------------------------------------------------------------------------- counting the work
+
+
+def direct_work(problem: ConvProblem) -> Work:
+    """Lanes are output channels, 32 or 16 at once; the input is packed in squares of 16 channels."""
+    s = _Sizes(problem)
+    outputs = _up(s.outputs, 16)
+    blocks = max(1.0, s.pixels / BLOCK_PIXELS)
+    return {
+        "products": s.pixels * s.depth * outputs * s.groups,
+        "sums": s.pixels * outputs * s.groups,
+        "packed": s.read * _up(s.inputs, 16) / s.inputs,
+        "turned": 0.0 if s.last else s.written,
+        "streamed": blocks * s.weights,
+        "prepared": 0.0 if problem.prepared else s.weights,
+    }
+
+
+def lanes_work(problem: ConvProblem) -> Work:
+    """Direct for few outputs a group: each lane has a group of its own."""
+    s = _Sizes(problem)
+    lanes = _up(s.groups * s.outputs, 32)
+    return {
+        "products": s.pixels * s.depth * lanes,
+        "sums": s.pixels * lanes,
+        "packed": s.read,
+        "turned": 0.0 if s.last else s.written,
+        "prepared": 0.0 if problem.prepared else s.weights,
+    }
+
+
+def direct_weight_work(problem: ConvProblem) -> Work:
+    """Rows of the tile are (tap, input channel) pairs, the sum runs over pixels, read in place: strides and many
+    channels spread them over the cache, and a single tap has no reuse to pay for the packing."""
+    s = _Sizes(problem)
+    products = s.pixels * _up(s.inputs * s.taps, 14) * _up(s.outputs, 32) * s.groups
+    return {
+        "products": products,
+        "strided": products if s.strided else 0.0,
+        "strided, crowded": products if s.strided and s.inputs >= 128 else 0.0,
+        "crowded": products if s.inputs >= 512 else 0.0,
+        "single": products if s.inputs >= 256 and s.taps == 1 else 0.0,
+        "shallow": products / max(1, s.inputs * s.taps),
+        "packed": s.read + s.written,
+        "weights": s.weights,
+    }
+
+
+def lanes_weight_work(problem: ConvProblem) -> Work:
+    """The same lane by lane."""
+    s = _Sizes(problem)
+    return {
+        "products": s.pixels * s.inputs * s.taps * _up(s.groups * s.outputs, 32),
+        "packed": s.read + s.written,
+        "weights": s.weights,
+    }
+
+
+def planar_work(problem: ConvProblem) -> Work:
+    """Lanes are pixels of a row (of a plane, where the kernel is one tap), 8 output channels a tile. Blocks are small
+    where channels are many, and each reads all weights."""
+    s = _Sizes(problem)
+    outputs, plane = _up(s.outputs, 8), math.prod(s.size)
+    single = s.taps == 1
+    width = max(1, plane if single else s.size[-1])
+    pixels = s.pixels * _up(width, 16) / width
+    step = 1 if single else max(problem.geometry.stride)
+    block = max(48, PLANE_BYTES // (max(1, s.inputs) * 4) // step)
+    return {
+        "products": pixels * s.depth * outputs * s.groups,
+        "sums": pixels * outputs * s.groups,
+        "ragged": pixels * outputs * s.groups if width % 16 else 0.0,
+        "packed": s.read,
+        "written": s.written,
+        "strided": s.read if s.strided else 0.0,
+        "scattered": s.written if s.strided and problem.direction == "grad_input" else 0.0,
+        "elementwise": float(s.read + s.written) if s.last else 0.0,
+        "streamed": s.batch * max(1.0, plane / block) * s.weights,
+        "prepared": 0.0 if problem.prepared else s.weights,
+    }
+
+
+def im2col_work(problem: ConvProblem) -> Work:
+    """Lanes are pixels, 14 output channels a tile; every element of the matrix is packed once, in pieces of rows."""
+    s = _Sizes(problem)
+    matrix = s.pixels * s.depth * s.groups * s.inputs / max(1, s.inputs)
+    return {
+        "products": s.pixels * s.depth * _up(s.outputs, 14) * s.groups,
+        "sums": s.pixels * _up(s.outputs, 14) * s.groups,
+        "packed": matrix,
+        "pieces": matrix / max(1, s.size[-1]),
+        "taps": s.pixels * s.taps / max(1, s.size[-1]),
+        "streamed": max(1.0, s.pixels / PANEL_PIXELS) * s.weights,
+        "written": s.written,
+        "elementwise": matrix if s.strided or s.last else 0.0,
+        "prepared": 0.0 if problem.prepared else s.weights,
+    }
+
+
+def im2col_weight_work(problem: ConvProblem) -> Work:
+    """The sum runs over pixels."""
+    s = _Sizes(problem)
+    matrix = s.pixels * s.inputs * s.taps * s.groups
+    return {
+        "products": s.pixels * _up(s.inputs * s.taps, 14) * _up(s.outputs, 32) * s.groups,
+        "packed": matrix,
+        "pieces": matrix / max(1, s.size[-1]),
+        "elementwise": matrix if s.strided or s.last else 0.0,
+        "moved": s.read + s.written,
+        "weights": s.weights,
+    }
+
+
+def depthwise_work(problem: ConvProblem) -> Work:
+    """Lanes are pixels of a row, or channels where the layout is channels-last and each is a group of its own."""
+    s = _Sizes(problem)
+    lanes = _up(s.groups, 16) / s.groups if s.last else _up(s.size[-1], 16) / max(1, s.size[-1])
+    products = s.pixels * s.depth * s.outputs * s.groups * lanes
+    return {
+        "products": products,
+        "strided": products if s.strided else 0.0,
+        "gathered": products if s.last and s.inputs > 1 else 0.0,
+        "sums": s.pixels * s.outputs * s.groups * lanes,
+        "rows": s.pixels * s.outputs * s.groups / max(1, s.size[-1]),
+        "read": s.read,
+        "written": s.written,
+    }
+
+
+def bfloat16_work(problem: ConvProblem) -> Work:
+    """Tiles of 32 positions x 32 outputs; input channels in whole chunks of 32."""
+    s = _Sizes(problem)
+    return {
+        "products": s.pixels * s.taps * _up(s.inputs, 32) * _up(s.outputs, 32) * s.groups,
+        "packed": s.read * _up(s.inputs, 32) / s.inputs,
+        "written": s.written,
+        "prepared": 0.0 if problem.prepared else s.weights,
+    }
+
+
+def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
+    """Products of whole tiles, 14, 8 or 4 a time; transforms, a vector of 16 channels at once; the transformed weights,
+    which every block reads; threads share the tiles, or where those are few the output channels."""
+    s = _Sizes(problem)
+    height, width = (1, *s.size)[-2:]
+    tiles = max(1, s.batch * -(-height // variant.rows[0]) * -(-width // variant.columns[0]))
+    inputs, outputs = -(-s.inputs // 16), -(-s.outputs // 16)
+    share_outputs = threads > 1 and tiles < 16 * threads and s.outputs >= 32 * threads
+    small = 28 * 36 * s.inputs * 4 <= 768 << 10
+    block = -(-(28 if small else 64) * 36 // variant.products)
+    blocks = 1 if share_outputs else max(threads, -(-tiles // block))
+    rows = blocks * _heights(-(-tiles // blocks))
+    weights = variant.products * s.inputs * s.outputs * s.groups
+    beyond = max(0.0, 1 - L2_BYTES / max(1, 4 * weights))
+    spilled = max(0, math.isqrt(variant.products) - 6) if variant.rows[0] > 1 else 0
+    products = rows * variant.products * _up(s.outputs, 32) * s.groups
+    entered = tiles * inputs * s.groups * (threads if share_outputs else 1) * variant.products
+    left = tiles * outputs * s.groups
+    return {
+        "products": products * s.inputs,
+        "sums": products,
+        "entered": entered,
+        "entered, spilled": entered * spilled,
+        "left": left * variant.products,
+        "left, spilled": left * variant.products * spilled,
+        "turned": left * variant.outputs,
+        "streamed": weights * beyond * max(1, blocks),
+        "moved": s.read + s.written,
+        "prepared": 0.0 if problem.prepared else weights,
+        "prepared, beyond": 0.0 if problem.prepared else weights * beyond,
+        "prepared call": 0.0 if problem.prepared else threads,
+    }
+
+
+def _heights(tiles: int) -> int:
+    """Rows computed for so many, in pieces of 14, the last one of 4, 8, 12 or 14."""
+    whole, left = divmod(tiles, 14)
+    return 14 * whole + min(14, _up(left, 4))
+
+
+# --------------------------------------------------------------------------------------------------- predicted seconds
+
+
+def _predict(kernel: str, work: Callable[[ConvProblem], Work]) -> Callable[[ConvProblem, int], float]:
+    def seconds(problem: ConvProblem, threads: int) -> float:
+        g = problem.geometry
+        moved = math.prod(g.input_shape) + math.prod(g.output_shape)
+        return _seconds(kernel, problem, threads, work(problem), moved)
+
+    return seconds
+
+
 LANE_OUTPUTS = 4  # at most so many outputs a group run lane by lane in direct
 
-
-def _seconds(problem: Problem, threads: int, efficiency: float, packing: float = 0.0) -> float:
-    """Arithmetic at ``efficiency`` of the peak, packing, and every byte once, plus the call."""
-    arithmetic = problem.flops / (CORE_FLOPS[problem.dtype] * efficiency)
-    work = arithmetic + packing + problem.bytes / CORE_BYTES
-    return CALL_SECONDS + work / (threads if work > WORTH_THREADS else 1)
-
-
-def _used(n: int, tile: int) -> float:
-    """The share of a tile that n rows or columns fill on average."""
-    return n / (-(-n // tile) * tile)
+_direct, _direct_weight = _predict("direct", direct_work), _predict("direct weight", direct_weight_work)
+_lanes, _lanes_weight = _predict("lanes", lanes_work), _predict("lanes weight", lanes_weight_work)
+_im2col, _im2col_weight = _predict("im2col", im2col_work), _predict("im2col weight", im2col_weight_work)
+planar_seconds = _predict("planar", planar_work)
+depthwise_seconds = _predict("depthwise", depthwise_work)
+bfloat16_seconds = _predict("bfloat16", bfloat16_work)
 
 
-def _outputs(problem: ConvProblem) -> tuple[int, int]:
-    """Channels a group that the kernel computes, and the products it sums for each element."""
+def by_lane(problem: ConvProblem) -> bool:
+    """Whether direct multiplies lane by lane."""
     g = problem.geometry
-    k, c = g.out_channels // g.groups, g.in_channels // g.groups
-    taps = math.prod(g.kernel_size)
-    return (c, k * taps) if problem.direction == "grad_input" else (k, c * taps)
-
-
-def _elements(problem: ConvProblem) -> tuple[int, int]:
-    """How many are read and written besides the weights."""
-    g = problem.geometry
-    x, y = math.prod(g.input_shape), math.prod(g.output_shape)
-    return (y, x) if problem.direction == "grad_input" else (x, y)
+    outputs = (g.in_channels if problem.direction == "grad_input" else g.out_channels) // g.groups
+    return g.groups > 1 and outputs <= LANE_OUTPUTS
 
 
 def direct_seconds(problem: ConvProblem, threads: int) -> float:
-    """Lanes are output channels; short reductions pay for starting and storing a tile."""
-    g = problem.geometry
-    outputs, products = _outputs(problem)
-    if g.groups > 1 and outputs <= LANE_OUTPUTS:
-        share = 0.08 if problem.direction == "grad_weight" else 0.2
-    elif problem.direction == "grad_weight":
-        # Rows of the tile are (tap, input channel) pairs, the sum runs over pixels, read in place: strides and many
-        # channels spread them over the cache, and a single tap has no reuse to pay for the packing.
-        channels = g.in_channels // g.groups
-        share = 0.85 * _used(outputs, TILE_COLUMNS) * _used(products, TILE_ROWS)
-        share *= 0.6 if max(g.stride) > 1 else 1.0
-        share *= 0.75 if channels >= 512 else 1.0
-        share *= 0.45 if channels >= 256 and math.prod(g.kernel_size) == 1 else 1.0
-    else:
-        # A tile may be half as wide. Packing turns squares of 16 channels, which few channels leave empty; sums are
-        # turned on their way out.
-        share = 0.95 * _used(outputs, TILE_COLUMNS // 2) * products / (products + 10)
-        read, written = _elements(problem)
-        channels = max(1.0, products / math.prod(g.kernel_size))
-        packing = read * max(0.2e-9, 6.4e-9 / channels if channels < 16 else 0.0)
-        packing += 0.0 if problem.layout == "channels_last" else written * 0.3e-9
-        return _seconds(problem, threads, share, packing)
-    return _seconds(problem, threads, share)
-
-
-def bfloat16_seconds(problem: ConvProblem, threads: int) -> float:
-    """Tiles of 32 output channels; input channels in whole chunks of 32."""
-    outputs, products = _outputs(problem)
-    channels = products / math.prod(problem.geometry.kernel_size)
-    share = 3.5 * _used(outputs, 32) * min(1.0, channels / (-(-channels // 32) * 32))
-    return _seconds(problem, threads, share)
-
-
-def planar_seconds(problem: ConvProblem, threads: int) -> float:
-    """Lanes are pixels of a row (of a plane, where the kernel is one tap), 8 output channels a tile. Blocks are small
-    where channels are many, and each block reads all weights."""
-    g = problem.geometry
-    outputs, products = _outputs(problem)
-    size = g.input_size if problem.direction == "grad_input" else g.output_size
-    taps, strided = math.prod(g.kernel_size), max(g.stride) > 1
-    width = math.prod(size) if taps == 1 else size[-1]
-    share = 0.95 * _used(outputs, 8) * _used(width, 16) * products / (products + 10)
-    share *= 0.9 if width % 16 else 1.0  # a row's last pixels pass through memory
-    read, written = _elements(problem)
-    channels, itemsize = max(1, products // taps), max(4, ITEMSIZE[problem.dtype])
-    block = max(48, PLANE_BYTES // (channels * itemsize) // (1 if taps == 1 else max(g.stride)))
-    blocks = g.batch * max(1, math.prod(size) // block)
-    packing = read * 0.2e-9 + blocks * outputs * products * itemsize / WEIGHT_STREAM_BYTES
-    if problem.layout == "channels_last":  # element by element
-        packing += (read + written) * 1e-9
-    elif problem.direction == "grad_input" and strided:
-        packing += written * 0.7e-9
-    return _seconds(problem, threads, share, packing)
+    if problem.direction == "grad_weight":
+        return (_lanes_weight if by_lane(problem) else _direct_weight)(problem, threads)
+    return (_lanes if by_lane(problem) else _direct)(problem, threads)
 
 
 def im2col_seconds(problem: ConvProblem, threads: int) -> float:
-    """Lanes are pixels, rows of the tile output channels; every element of the matrix is packed once."""
-    g = problem.geometry
-    outputs, products = _outputs(problem)
-    share = (0.82 if problem.direction == "grad_weight" else 0.76) * _used(outputs, TILE_ROWS)
-    if problem.direction == "grad_weight":  # the sum runs over pixels
-        seconds_an_element = 0.6e-9
-    else:
-        share *= products / (products + 20)
-        channels = products // math.prod(g.kernel_size)  # packed together; few of them are packed in short pieces
-        seconds_an_element = max(0.1e-9, 0.8e-9 / channels)
-    elements = g.multiply_adds / outputs
-    return _seconds(problem, threads, share, elements * seconds_an_element)
-
-
-def depthwise_seconds(problem: ConvProblem, threads: int) -> float:
-    """Lanes are pixels of a row, or channels where the layout is channels-last and each is a group of its own."""
-    g = problem.geometry
-    size = g.input_size if problem.direction == "grad_input" else g.output_size
-    _, products = _outputs(problem)
-    channels = products // math.prod(g.kernel_size)
-    if problem.layout == "channels_last":
-        lanes = g.groups
-        share = 0.35 * _used(lanes, 16) if channels == 1 else 0.1
-    else:
-        lanes = size[-1]
-        share = 0.45 * _used(lanes, 16)
-    share *= 0.7 if max(g.stride) > 1 else 1.0
-    return _seconds(problem, threads, share)
+    return (_im2col_weight if problem.direction == "grad_weight" else _im2col)(problem, threads)
 
 
 def winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
-    """Products of whole tiles, the transforms of input and output, and reading the transformed weights."""
-    g = problem.geometry
-    outputs, products = _outputs(problem)
-    inputs = products // max(math.prod(g.kernel_size), 1)
-    size = g.output_size if problem.direction == "forward" else g.input_size
-    height, width = (1, *size)[-2:]
-    tiles = g.batch * -(-height // variant.rows[0]) * -(-width // variant.columns[0])
-    itemsize = ITEMSIZE[problem.dtype]
-    share = 0.9 * _used(outputs, TILE_COLUMNS) * inputs / (inputs + 30)
-    arithmetic = 2 * tiles * variant.products * outputs * inputs * g.groups / (CORE_FLOPS[problem.dtype] * share)
-    vector = 64 // itemsize
-    vectors = g.groups * (-(-inputs // vector) + -(-outputs // vector)) * tiles
-    transforms = vectors * (TRANSFORM_SECONDS * variant.products + TRANSPOSE_SECONDS * variant.outputs)
-    weights = variant.products * outputs * inputs * g.groups * itemsize / WEIGHT_BYTES
-    if not problem.prepared:
-        weights += variant.products * outputs * inputs * g.groups * itemsize / PACKED_BYTES
-    work = arithmetic + transforms + weights + problem.bytes / CORE_BYTES
-    return CALL_SECONDS + work / (threads if work > WORTH_THREADS else 1)
+    threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
+    return _seconds("winograd", problem, threads, winograd_work(variant, problem, threads), 0.0)
 
 
 def pool_seconds(problem: PoolProblem, threads: int) -> float:
-    """Bandwidth."""
-    return CALL_SECONDS + problem.bytes / CORE_BYTES / threads
+    """Bandwidth; each pooling has one kernel, so nothing is chosen by it."""
+    return CALL_SECONDS + problem.bytes / 20e9 / threads
 
 
 def reference_seconds(problem: Problem, threads: int) -> float:
     """NumPy, one tap at a time."""
     return 100e-6 + problem.flops / REFERENCE_FLOPS
+
+
+def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) -> tuple[str, Work]:
+    """The entry of COSTS and the work behind a row's prediction, for calibration."""
+    if variant is not None:
+        return "winograd", winograd_work(variant, problem, threads)
+    if problem.direction == "grad_weight":
+        if algorithm == "im2col":
+            return "im2col weight", im2col_weight_work(problem)
+        lanes = by_lane(problem)
+        return ("lanes weight", lanes_weight_work(problem)) if lanes else ("direct weight", direct_weight_work(problem))
+    if algorithm == "direct" and by_lane(problem):
+        return "lanes", lanes_work(problem)
+    kernel, work = {
+        "direct": ("direct", direct_work), "im2col": ("im2col", im2col_work), "pointwise": ("planar", planar_work),
+        "direct_planar": ("planar", planar_work), "depthwise": ("depthwise", depthwise_work),
+        "direct_bfloat16": ("bfloat16", bfloat16_work),
+    }[algorithm]  # fmt: skip
+    return kernel, work(problem)

@@ -18,7 +18,8 @@ In two dimensions the same is done to rows and columns: Y = A' [(G g G') ⊙ (B'
 
 **Error.** |ŷ - y| is bounded by rounding errors times |A'| [(|G||g|) ⊙ (|B'||d|)]: intermediate numbers are larger
 than the result. Small points, in pairs ±p and with reciprocals, keep the matrices small; ``amplification`` measures
-them, and it grows fast with n (Barabasz et al.): float32 loses 1 digit with F(4, 3), 2 with F(6, 3).
+them, and it grows fast with n (Barabasz et al.): float32 loses 1 digit with F(4, 3), 2 with F(6, 3). F(5, 3) has the
+amplification of F(4, 3): it uses one point of the next pair.
 
 S. Winograd, *Arithmetic Complexity of Computations* (1980); A. Lavin, S. Gray, *Fast Algorithms for Convolutional
 Neural Networks* (2016); B. Barabasz, A. Anderson, K. Soodhalter, D. Gregg, *Error Analysis and Improving the Accuracy
@@ -178,6 +179,7 @@ class Variant(NamedTuple):
 VARIANTS = (
     Variant("f2x2_3x3", (2, 3), (2, 3)),
     Variant("f4x4_3x3", (4, 3), (4, 3)),
+    Variant("f5x5_3x3", (5, 3), (5, 3)),
     Variant("f6x6_3x3", (6, 3), (6, 3)),
     Variant("f2x2_5x5", (2, 5), (2, 5)),
     Variant("f4x4_5x5", (4, 5), (4, 5)),

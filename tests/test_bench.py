@@ -299,3 +299,29 @@ def test_networks_have_as_many_parameters_as_published(monkeypatch, name, publis
 def test_the_u_net_labels_every_pixel():
     with fastconv.no_grad():
         assert build("unet").eval()(np.zeros((1, 3, 16, 16), np.float32)).shape == (1, 21, 16, 16)
+
+
+def test_calibration_finds_the_constants_that_made_the_times(tmp_path):
+    """Times computed from other constants than the table's: calibrated to them, predictions come out as they were."""
+    pytest.importorskip("scipy")
+    from bench import calibrate
+    from bench.choices import problems
+    from fastconv import costs, dispatch
+
+    rng = np.random.default_rng(0)
+    truth = {k: {kind: v * rng.uniform(0.5, 2) for kind, v in kinds.items()} for k, kinds in costs.COSTS.items()}
+    records = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "COSTS", truth)
+        for name, problem in problems():
+            able = [c for c in dispatch.candidates(problem, dispatch.Options(), 2) if c.able]
+            rates = {c.algorithm: problem.flops / c.seconds / 1e9 for c in able if c.row.family != "reference"}
+            records.append({"case": name, "direction": problem.direction, "GFLOP/s": rates})
+    path = tmp_path / "choices.json"
+    path.write_text(json.dumps({"threads": 2, "records": records}))
+    samples = calibrate.samples(path)
+    found = calibrate.fit(samples)
+    np.testing.assert_allclose(costs.CALL_SECONDS + samples.work @ found, samples.seconds, rtol=0.02)
+    made: dict[str, object] = {}
+    exec(calibrate.source(samples, found), made)
+    assert made["COSTS"]["direct"]["products"] == pytest.approx(truth["direct"]["products"], rel=0.05)

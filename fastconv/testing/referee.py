@@ -170,7 +170,10 @@ def _check_conv(row: Row, problem: ConvProblem, draw: _Draw, threads: int) -> No
     around = None
     if row.tile:
         exact = exact and problem.dtype == "float64"
-        around = neighbourhood(g, row.direction, positive[0], positive[1], row.tile)
+        data, w = positive[:2]
+        assert data is not None
+        assert w is not None
+        around = neighbourhood(g, row.direction, data, w, row.tile)
         for addend, axes in ((positive[2], (-1, *(1,) * g.rank)), (positive[3], shape)):
             around += 0 if addend is None else addend.reshape(axes)
         if size.size:  # outputs in a corner sum few products themselves, but have the errors of their tile

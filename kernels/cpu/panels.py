@@ -4,7 +4,12 @@
 
 While a panel is multiplied, the next one is asked for: one cache line a step of k, spread over all the steps, so that
 it arrives in L2 at the pace at which it will be needed. Left to the hardware, the first tile of each panel waits for
-L3: 512 channels, 49 rows, 252 GFLOP/s on two threads against XXX.
+L3 (512 channels, 49 rows, two threads: 300 GFLOP/s against 374). A second line a step is free, too, for whatever will
+be wanted after the products; see ``aim``.
+
+Tried: prefetching C for writing and the next rows of ``a`` into L1 (nothing, or some percent slower); a nested walk
+over [channel][row][line] in the loop, and rows in threes, [p], [p + lda], [p + 2 lda], to save pointers: both drive
+LLVM to load all rows first and spill accumulators (half the speed).
 """
 
 from __future__ import annotations
@@ -17,24 +22,39 @@ from numba.extending import intrinsic
 
 from .blocking import TILE_VECTORS
 from .compile import jit
-from .simd import _INDEX, I32, TILE_ROWS, _close, _int, _phis, _Vectors, keep_whole, shift, vector_lanes
+from .simd import (
+    _INDEX,
+    I32,
+    TILE_ROWS,
+    _close,
+    _int,
+    _phis,
+    _Vectors,
+    keep_whole,
+    load,
+    pointer,
+    shift,
+    store,
+    vector_lanes,
+)
 
 MIDDLE_ROWS = 8 if TILE_ROWS > 8 else 4
 LOW_ROWS = MIDDLE_ROWS // 2
 
 
 def _make_panel_tile(height: int) -> Any:
-    """An intrinsic ``(length, a, rows, b, c, ldc, ahead, ahead_step)``: ``height`` rows of the product above."""
+    """An intrinsic ``(length, a, rows, b, c, ldc, ahead, ahead_step, far, far_step)``: ``height`` rows of C."""
 
     @intrinsic
     def panel_tile(
-        typingctx: Any, length: Any, a: Any, rows: Any, b: Any, c: Any, ldc: Any, ahead: Any, ahead_step: Any
-    ) -> Any:
+        typingctx: Any, length: Any, a: Any, rows: Any, b: Any, c: Any, ldc: Any, ahead: Any, ahead_step: Any,
+        far: Any, far_step: Any,
+    ) -> Any:  # fmt: skip
         i64 = types.int64
-        signature = types.void(i64, a, _INDEX, b, c, i64, ahead, i64)
+        signature = types.void(i64, a, _INDEX, b, c, i64, ahead, i64, ahead, i64)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            length, a, rows, b, c, ldc, ahead, ahead_step = args
+            length, a, rows, b, c, ldc, ahead, ahead_step, far, far_step = args
             v = _Vectors(builder, sig.args[1])
             width = TILE_VECTORS
             starts = [builder.gep(a, [builder.load(builder.gep(rows, [_int(i)]))]) for i in range(height)]
@@ -42,10 +62,11 @@ def _make_panel_tile(height: int) -> Any:
             loop, end = (builder.append_basic_block(name) for name in ("k", "end"))
             builder.branch(loop)
             builder.position_at_end(loop)
-            phis = _phis(builder, [_int(0), b, ahead] + [v.zero] * (height * width), entry)
-            k, b_row, line, sums = phis[0], phis[1], phis[2], phis[3:]
+            phis = _phis(builder, [_int(0), b, ahead, far] + [v.zero] * (height * width), entry)
+            k, b_row, line, other, sums = phis[0], phis[1], phis[2], phis[3], phis[4:]
             hint = [ir.Constant(I32, n) for n in (0, 2, 1)]  # for reading, into L2, data
             v.call("llvm.prefetch.p0", ir.VoidType(), line, *hint)
+            v.call("llvm.prefetch.p0", ir.VoidType(), other, *hint)
             right = [v.load(b_row, _int(j * v.lanes)) for j in range(width)]
             new = []
             for i in range(height):
@@ -53,7 +74,9 @@ def _make_panel_tile(height: int) -> Any:
                 new += [v.multiply_add(left, right[j], sums[i * width + j]) for j in range(width)]
             next_k = builder.add(k, _int(1))
             next_row = builder.gep(b_row, [_int(width * v.lanes)])
-            _close(phis, [next_k, next_row, builder.gep(line, [ahead_step]), *new], loop)
+            _close(
+                phis, [next_k, next_row, builder.gep(line, [ahead_step]), builder.gep(other, [far_step]), *new], loop
+            )
             builder.cbranch(builder.icmp_signed("<", next_k, length), loop, end)
             builder.position_at_end(end)
             for i in range(height):
@@ -72,22 +95,39 @@ _low = _make_panel_tile(LOW_ROWS)
 
 
 @jit(inline=True)
-def multiply_panel(height, length, a, rows, b, c, ldc, ahead, kind):
-    """The product for ``height`` rows; C and ``rows`` must reach ``TILE_ROWS`` further. ``ahead``: the next panel."""
+def multiply_panel(height, length, a, rows, b, c, ldc, ahead, aimed, kind):
+    """The product for ``height`` rows; C and ``rows`` must reach ``TILE_ROWS`` further.
+
+    ``ahead`` is the next panel; ``aimed`` says what else to prefetch (see ``aim``).
+    """
     keep_whole()
     width = 2 * vector_lanes(kind)
     step = width // max(1, -(-height // TILE_ROWS))  # each of so many tiles asks for its share of the next panel
-    i = 0
+    i, place, pieces, far_step, far_jump = 0, load(aimed, 0), load(aimed, 1), load(aimed, 2), load(aimed, 3)
     while i < height:
         left = height - i
         r, to = shift(rows, i), shift(c, i * ldc)
         if left <= LOW_ROWS:
-            _low(length, a, r, b, to, ldc, ahead, step)
+            _low(length, a, r, b, to, ldc, ahead, step, pointer(place, kind), far_step)
             i += LOW_ROWS
         elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS or MIDDLE_ROWS < left <= MIDDLE_ROWS + LOW_ROWS < TILE_ROWS:
-            _middle(length, a, r, b, to, ldc, ahead, step)
+            _middle(length, a, r, b, to, ldc, ahead, step, pointer(place, kind), far_step)
             i += MIDDLE_ROWS
         else:
-            _high(length, a, r, b, to, ldc, ahead, step)
+            _high(length, a, r, b, to, ldc, ahead, step, pointer(place, kind), far_step)
             i += TILE_ROWS
         ahead = shift(ahead, length * step)
+        if pieces > 1:
+            pieces -= 1
+            place += far_jump
+    store(aimed, 0, place)
+    store(aimed, 1, pieces)
+
+
+@jit(inline=True)
+def aim(aimed, place, pieces, length, jump, steps, size):
+    """Let each of the next ``pieces`` tiles prefetch ``length`` elements from ``place``, then ``jump`` elements on."""
+    store(aimed, 0, place)
+    store(aimed, 1, pieces)
+    store(aimed, 2, -(-length // steps))
+    store(aimed, 3, jump * size)

@@ -62,12 +62,12 @@ class Plan:
         return sum(self.scratch)
 
 
-STRIP_TILES = 28  # tile columns of a strip
-BLOCK_TILES = 49
-SMALL_BLOCK_TILES = 28
+STRIP_TILES = 56  # tile columns of a strip
+L2_PRODUCTS = 28 * 36  # tiles x products of a block whose V stays in L2
+L3_PRODUCTS = 64 * 36  # of a block whose V does not
+L2_V_BYTES = 768 << 10
 V_BYTES = 6 << 20  # of V and M at most: with them a thread needs less than 16 MiB
 M_BYTES = 8 << 20
-HELD_WEIGHTS = 1 << 20  # bytes of U that stay in L2 beside V and M
 
 
 @lru_cache(maxsize=256)
@@ -120,12 +120,26 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
 
 
 def _block(f: Variant, c: Correlation, itemsize: int, total: int, threads: int) -> tuple[int, int, int]:
-    """Tiles of a block, tile columns of outputs multiplied at once, and parts that output channels are cut into."""
+    """Tiles of a block, tile columns of outputs multiplied at once, and parts that output channels are cut into.
+
+    Up to 128 channels (F(4, 3), float32) V fits in L2: small blocks, one tile column after another reads all of V.
+    With more channels U is so large that blocks must be, too; then V and M go through L3, and each ξ is multiplied with
+    all columns in turn, which reads V once. GFLOP/s of direct convolution, two threads, batch 1:
+
+        channels, size      28 tiles, 1 column    49 tiles, 1 or 2    49 tiles, all    98 tiles, all
+        64, 224 -> 64               1028                 895               906              808
+        128, 112 -> 128             1318                1104              1095             1066
+        256, 56 -> 256              1064                1275              1353             1379
+        512, 28 -> 512              1079                1203              1299             1294
+    """
     k_blocks = -(-c.group_outputs // (MAX_COLUMN_BYTES // itemsize))
-    weights = f.products * c.group_inputs * c.group_outputs * itemsize
-    k_parts = threads if total < threads * MAX_TILE_ROWS and k_blocks >= threads else 1  # few tiles: read U only once
-    tiles, k_group = (SMALL_BLOCK_TILES, 1) if weights <= HELD_WEIGHTS else (BLOCK_TILES, k_blocks)
-    tiles = max(1, min(tiles, V_BYTES // (f.products * round_up(c.group_inputs, 16) * itemsize)))
+    channels = round_up(c.group_inputs, LINE_BYTES // itemsize)
+    # Few tiles: each thread reads its part of U and transforms all tiles, rather than the other way round.
+    k_parts = threads if total < threads * MAX_TILE_ROWS and k_blocks >= threads else 1
+    tiles, k_group = -(-L2_PRODUCTS // f.products), 1
+    if L2_PRODUCTS * channels * itemsize > L2_V_BYTES:
+        tiles, k_group = -(-L3_PRODUCTS // f.products), k_blocks
+        tiles = max(1, min(tiles, V_BYTES // (f.products * channels * itemsize)))
     k_group = max(1, min(k_group, M_BYTES // (f.products * (tiles + MAX_TILE_ROWS) * MAX_COLUMN_BYTES)))
     return tiles, k_group, k_parts
 
@@ -147,4 +161,4 @@ class Workspaces(NamedTuple):
         return phase_bytes(geometry, itemsize, threads, lambda c: _bytes(self.variant, c, itemsize, threads))
 
 
-f2x2_3x3, f4x4_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(Workspaces, VARIANTS)
+f2x2_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(Workspaces, VARIANTS)

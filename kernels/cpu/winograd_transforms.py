@@ -196,7 +196,7 @@ def _weight_tile(typingctx: Any, variant: Any, source: Any, target: Any, xi_step
 class Tiles(NamedTuple):
     """A row of tiles for ``input_tiles`` or ``output_tiles``: addresses, then steps in elements."""
 
-    count: int
+    tiles: int
     source: int
     source_tile: int  # from one tile to the next
     source_step: int  # from one row of a slab, or ξ of M, to the next
@@ -220,7 +220,7 @@ def input_tiles(table, kind, variant):
     """Transform a row of tiles of a slab, one vector of channels."""
     g = Tiles(*unpack(table, _FIELDS))
     source, target = pointer(g.source, kind), pointer(g.target, kind)
-    for i in range(g.count):
+    for i in range(g.tiles):
         s, t = shift(source, i * g.source_tile), shift(target, i * g.target_tile)
         _input_tile(variant, s, g.source_step, t, g.target_step)
 
@@ -232,17 +232,17 @@ def output_tiles(table, kind, variant):
     source, target, spare = pointer(g.source, kind), pointer(g.target, kind), pointer(g.spare, kind)
     limits, bias = pointer(g.limits, kind), pointer(g.bias, kind)
     low, high = load(limits, 0), load(limits, 1)
-    for i in range(g.count):
+    for i in range(g.tiles):
         s, t, left = shift(source, i * g.source_tile), shift(target, i * g.target_tile), g.columns - i * g.column_tile
         _output_tile(variant, s, g.source_step, t, g.target_step, g.target_column, g.rows, left, spare, bias, low, high)
 
 
 @jit
 def weight_tiles(table, kind, variant):
-    """Transform ``count`` sets of taps, one vector of output channels each."""
+    """Transform ``tiles`` sets of taps, one vector of output channels each."""
     g = Tiles(*unpack(table, _FIELDS))
     source, target = pointer(g.source, kind), pointer(g.target, kind)
-    for i in range(g.count):
+    for i in range(g.tiles):
         _weight_tile(variant, shift(source, i * g.source_tile), shift(target, i * g.target_tile), g.target_step)
 
 
