@@ -195,7 +195,7 @@ def _fetch_ahead(builder: ir.IRBuilder, v: _Vectors, args: Any) -> None:
     32 channels of 112 x 112, the time fell by 6%, of 58 MB, 144 of 56 x 56, by 17% (5% without the output); where x and
     out were in L2 it rose by up to 15%. Asking for a whole band of rows at once, in the order of memory: 8% slower.
 
-    Rows at stride 2 take 175 ns a tile from L3 and 65 from L2 (3.5 KB of input). Tried, without gain: this for them (10%
+    Rows at stride 2 take 175 ns a tile (3.5 KB of input) from L3, 65 from L2. Tried, without gain: this for them (10%
     slower), loads that serve two columns of taps, lines in the order of memory, padded copies in L1 (2 times slower).
     """
     segments, lines, position, out, ld, ahead = (args[i] for i in (3, 4, 6, 14, 15, 18))
