@@ -11,6 +11,7 @@ A :class:`Pass` sums one run, or a pair where a tile has it; passes add up.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,6 +42,7 @@ WIDTH = 2  # vectors in a line of a tile
 MAX_LINES = 8  # no tile has more
 SLAB_BYTES = 32 << 10  # of a thread's packed rows, which should stay in a 48 KiB L1
 BAND_BYTES = 256 << 10  # of the input rows that a channels-last band reads: they should stay in L2
+NEAR_BYTES = 2 << 20  # of x and out for each thread, which stay in L2
 TABLE_LINES = 1 << 14  # of a band's table of addresses
 
 
@@ -111,6 +113,22 @@ def reached(c: Correlation) -> tuple[Axis, Axis, Axis]:
     return depth, height, width
 
 
+def neighbours(source: np.ndarray) -> tuple[int, int, int]:
+    """The longest run of padded columns that shows neighbouring columns: its first, that one's source, its length."""
+    breaks = np.flatnonzero((np.diff(source) != 1) | (source[:-1] < 0)) + 1
+    edges = [0, *breaks.tolist(), source.size]
+    runs = [(b - a, a) for a, b in itertools.pairwise(edges) if b > a and source[a] >= 0]
+    length, first = max(runs, default=(0, 0))
+    return first, int(source[first]) if length else 0, length
+
+
+def read_beside(width: Axis, itemsize: int) -> tuple[int, int]:
+    """The positions, from the first to behind the last, that are read of a row in place, outside the row too."""
+    first, source, count = neighbours(width.source)
+    vectors = round_up(width.out, MAX_VECTOR_BYTES // itemsize)
+    return min(0, source - first), max(source + count, source - first + vectors * width.stride + width.span)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The plan of a correlation; bytes are those of one thread's scratch."""
@@ -159,7 +177,9 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
         table = max(lines(rows), row_lines * height.extent(channel_rows))
     else:
         table = lines(rows)
-    zeros = max(int(width.source.max(initial=0)) + 1, c.in_channels, pitch) + column
+    begin, end = read_beside(width, itemsize)
+    row = max(pitch, end - begin) * itemsize
+    zeros = max(end - begin, c.in_channels, pitch) + column
     return Plan(
         rows,
         channel_rows,
@@ -168,7 +188,7 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
             aligned(zeros * itemsize),
             aligned((MAX_LINES + 1) * column * itemsize),
             aligned(table * 8) * 2,
-            aligned(slab(rows)),
+            aligned(planes * height.extent(rows) * row + column * itemsize),
         ),
     )
 

@@ -127,6 +127,24 @@ def test_takes_arrays_of_any_strides(name, form):
         np.testing.assert_array_equal(out, want + residual)
 
 
+@pytest.mark.parametrize("name", ["below a vector", "several bands", "5x5 stride 2", "7x7"])
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_reads_nothing_outside_the_first_and_last_rows(name, at, monkeypatch):
+    geometry = EDGES[name]
+    a, w = operands(geometry, "forward")
+    rows = guarded((*a.shape[:2], 1, a.shape[3]), a.dtype, at=at)
+    rows[...] = a[:, :, :1]
+    repeated = np.broadcast_to(rows, a.shape)  # every row of the last channel is the last in memory
+    inputs = [repeated, guarded(a.shape, a.dtype, at=at)]
+    inputs[1][...] = a
+    for near in (depthwise_plan.NEAR_BYTES, 0):  # small problems, too, ask for what is ahead
+        monkeypatch.setattr(depthwise_plan, "NEAR_BYTES", near)
+        depthwise._prepare.cache_clear()
+        for x in inputs:
+            np.testing.assert_array_equal(compute("forward", geometry, [x, w]), expected("forward", geometry, [x, w]))
+    depthwise._prepare.cache_clear()
+
+
 @pytest.mark.parametrize("layout", [np.asarray, channels_last], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("name", ["above a tile", "5x5 stride 2", "multiplier", "even kernels", "groups of 4"])
 def test_epilogue_is_exact_where_the_activation_is(name, layout):
