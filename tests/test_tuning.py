@@ -239,7 +239,7 @@ def test_plans_are_problems_of_their_own() -> None:
     measurements.activate(table(entry(loser=predicted)))
     with fastconv.options(num_threads=1):
         assert fastconv.plan_conv2d(X.shape, W, padding=1).algorithm == predicted
-        measurements.activate(table(entry(replace(PROBLEM, prepared=True))))
+        measurements.activate(table(entry(replace(PROBLEM, prepared=True), loser=predicted)))
         fastconv.cache_clear()
         assert fastconv.plan_conv2d(X.shape, W, padding=1).algorithm == SLOWER
         assert fastconv.explain(fastconv.conv2d, X, W, padding=1).chosen == PREDICTED
