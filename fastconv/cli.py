@@ -360,9 +360,9 @@ def tune(
     known, notice = _known(path)
     table = known
     try:
-        for problem in wanted:  # saved one by one: Ctrl-C loses nothing
+        for problem in wanted:
             table = tuning.tune([problem], threads=threads, seconds=seconds, report=_print_measured, into=table)
-    finally:
+    finally:  # Ctrl-C keeps what has been measured
         if table is not None and table is not known and table.entries:
             table.save(path)
             print(f"{len(table.entries)} problems in {path}{notice}")

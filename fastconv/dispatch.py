@@ -11,6 +11,7 @@ every run. Choices are cached by problem and options, never by anything an array
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -329,8 +330,16 @@ def select(problem: Problem, algorithm: str = "auto", op: str = "", *, warn: boo
     choice = _choose_cached(problem, chosen, threads)
     if warn and choice.row.family == "reference" and chosen.algorithm != "reference":
         message = f"only the float64 reference can run this within the limits set: {problem}"
-        warnings.warn(message, SlowPathWarning, stacklevel=5)
+        warnings.warn(message, SlowPathWarning, stacklevel=_outside())
     return choice
+
+
+def _outside() -> int:
+    """The ``stacklevel`` of the user's line, for a warning that the caller of this function gives."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "fastconv":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class Settled(NamedTuple):

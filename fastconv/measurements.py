@@ -16,6 +16,7 @@ empty) reads none. It is read once a process, when dispatch first chooses.
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -111,11 +112,17 @@ class Table:
         try:
             with open(handle, "w", encoding="utf-8") as file:
                 file.write(text)
-            os.chmod(fresh, 0o644)  # mkstemp's are for their owner alone
+            os.chmod(fresh, path.stat().st_mode if path.exists() else 0o666 & ~_umask())  # mkstemp's are private
             os.replace(fresh, path)
         except BaseException:
             Path(fresh).unlink(missing_ok=True)
             raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _entry_data(entry: Entry) -> dict[str, Any]:
@@ -138,6 +145,8 @@ def read(path: str | os.PathLike[str]) -> Table:
         raise ValueError(f"{path}: not a tuning file (not UTF-8 text)") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not a tuning file (line {error.lineno}: {error.msg})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not a tuning file (nested too deeply)") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path}: not a tuning file (no 'format': {FORMAT!r})")
     for name, kind in (("machine", dict), ("versions", dict), ("date", str), ("entries", list)):
@@ -159,10 +168,10 @@ def _entry(data: Any) -> Entry:
     if type(threads) is not int or threads < 1:
         raise ValueError(f"threads must be a whole number >= 1, got {threads!r}")
     seconds = data.get("seconds")
-    right = isinstance(seconds, dict) and all(isinstance(t, int | float) and t > 0 for t in seconds.values())
+    right = isinstance(seconds, dict) and all(type(t) in (int, float) and 0 < t < math.inf for t in seconds.values())
     if not isinstance(seconds, dict) or not right or not seconds:
         raise ValueError(f"'seconds' must map algorithms to seconds, got {seconds!r}")
-    if data.get("chosen") not in seconds:
+    if not isinstance(data.get("chosen"), str) or data["chosen"] not in seconds:
         raise ValueError(f"'chosen' must be one of {', '.join(seconds)}; got {data.get('chosen')!r}")
     return Entry(plain(from_data(data.get("problem"))), threads, seconds, data["chosen"])
 

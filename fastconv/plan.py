@@ -30,7 +30,8 @@ from .registry import resolve
 class ConvPlan:
     """A prepared convolution; made by :func:`plan_conv2d` and its sisters.
 
-    ``plan(x, *, residual=None, out=None)`` gives what the function call would, for x of the planned shape and dtype.
+    ``plan(x, *, residual=None, out=None)`` gives what the function call would, for x of the planned shape and dtype, on
+    as many threads as were set when it was made.
     """
 
     def __init__(self, lay: call.Layout, problem: ConvProblem, w: Any, bias: Any, algorithm: str, why: Explanation):

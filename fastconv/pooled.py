@@ -58,11 +58,11 @@ class Ready:
 
 
 class ReadyPools(dict[Any, Ready]):
-    """The poolings kept, none but the newest once there are too many."""
+    """The poolings kept; the oldest goes when there are too many."""
 
     def __setitem__(self, key: Any, ready: Ready) -> None:
-        if len(self) >= KEPT:
-            self.clear()
+        for oldest in list(self)[: len(self) - KEPT + 1] if len(self) >= KEPT else ():
+            self.pop(oldest, None)  # another thread may have been quicker
         super().__setitem__(key, ready)
 
 

@@ -3,6 +3,7 @@
 import threading
 import warnings
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -138,8 +139,12 @@ def test_the_default_error_limit_admits_small_winograd_tiles_only():
 
 
 def test_a_slow_path_warns():
-    with fc.options(workspace_limit=0), pytest.warns(fc.SlowPathWarning, match="only the float64 reference"):
-        fc.conv2d(X, W)
+    for call in (fc.conv2d, partial(fc.conv2d, stride=[1, 1]), partial(fc.grad.conv2d_weight, dy=fc.conv2d(X, W))):
+        arguments = (X, W.shape) if "dy" in getattr(call, "keywords", {}) else (X, W)
+        for _ in range(2):  # every time, and at the caller's line
+            with fc.options(workspace_limit=0), pytest.warns(fc.SlowPathWarning, match="only the float64") as caught:
+                call(*arguments)
+            assert caught[0].filename == __file__
     with fc.options(algorithm="reference"), warnings.catch_warnings():
         warnings.simplefilter("error")
         fc.conv2d(X, W)

@@ -83,8 +83,13 @@ def test_sixteen_bit_rows_accumulate_in_float32(row, dtype):
         assert dtype in (row.refuses(replace(CONVS["deep"], direction=row.direction, dtype=dtype)) or "")
         return
     names = ("above_a_tile", "deep", "dilated", "depthwise", "circular", "pointwise")
-    for problem in accepted(row, [replace(CONVS[n], direction=row.direction, dtype=dtype) for n in names]):
-        check_row(row, problem, rng=np.random.default_rng(0), integers=False)
+    problems = [
+        replace(CONVS[name], direction=row.direction, dtype=dtype, layout=layout)
+        for name in names
+        for layout in ("channels_first", "channels_last")
+    ]
+    for problem in accepted(row, problems):
+        check_row(row, problem, rng=np.random.default_rng(0), integers=False, threads=2)
 
 
 @pytest.mark.parametrize("row", [r for r in CONV_ROWS if r.direction != "grad_weight"], ids=lambda r: r.name)

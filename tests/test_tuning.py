@@ -302,6 +302,8 @@ def test_a_broken_file_is_a_warning_to_programs_and_an_error_to_readers(
         ("seconds", {}, "'seconds' must map"),
         ("seconds", {"direct": "fast"}, "'seconds' must map"),
         ("chosen", "best", "'chosen' must be one of"),
+        ("chosen", [], "'chosen' must be one of"),
+        ("seconds", {"direct": True}, "'seconds' must map"),
         ("problem", None, "a problem is an object"),
     ],
 )

@@ -47,7 +47,8 @@ def plan(c: Correlation, threads: int) -> Plan:
 
     def slab(rows: int, columns: int) -> tuple[int, int, int]:
         """Rows and columns of a phase, bytes of the slab; a tile may read past the last position."""
-        phase_rows, pitch = -(-height.extent(rows) // height.stride), -(-width.extent(columns) // width.stride)
+        phase_rows = max(rows, -(-height.extent(rows) // height.stride))
+        pitch = max(columns, -(-width.extent(columns) // width.stride))  # also where no tap reaches the block
         planes = depth.kernel * height.stride * width.stride
         return phase_rows, pitch, (planes * phase_rows * pitch + ROWS) * pixel * 2
 

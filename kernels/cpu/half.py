@@ -184,10 +184,10 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
             else:
                 singles.append(_single(scratch, array, threads))
         function(geometry, *singles, result, workspace=workspace[scratch.used :], **options)
-        piece = _piece(out)
-        if piece is None:
+        there, here = _piece(out), _piece(result)  # the same order of axes
+        if there is None or here is None:
             out[...] = result
         else:
-            _convert(np.ndarray(result.size, _SINGLE, result), piece, threads)
+            _convert(here, there, threads)
 
     return kernel

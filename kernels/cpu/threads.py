@@ -26,7 +26,8 @@ _forked = False
 
 def _after_fork() -> None:
     global _forked, _launch_lock, _workqueue_lock
-    _forked = _layer is not None  # a parent that never started threads leaves a child free to
+    numba_loops = sys.modules.get("numba.np.ufunc.parallel")  # the parent may have run parallel functions of its own
+    _forked = _layer is not None or getattr(numba_loops, "_is_initialized", False)  # else a child is free to
     _launch_lock, _workqueue_lock = threading.Lock(), threading.Lock()
 
 
@@ -53,7 +54,7 @@ def _spinning_briefly() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ["GOMP_SPINCOUNT"]
+        os.environ.pop("GOMP_SPINCOUNT", None)
 
 
 def threading_layer() -> str:
