@@ -451,7 +451,9 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     first, source, count = neighbours(width.source)
     outside = np.concatenate((width.source[:first], width.source[first + count :]))
     loads = width.stride == 1 or (width.stride == 2 and all((RUNS[p.shape], 2) in TILES for p in by_row))
-    row_limit = source + count if loads and (outside < 0).all() else 0
+    # In place the columns before the first are told by their number, below 0: zeros before a later column are not.
+    in_place_too = loads and (outside < 0).all() and (source == 0 or first == 0)
+    row_limit = source + count if in_place_too else 0
     elements = c.batch * (c.in_channels * math.prod(a.source.size for a in axes) + c.out_channels * math.prod(c.out))
     far = elements * itemsize > threads * depthwise_plan.NEAR_BYTES
     in_depth, in_height = (max(1, int(a.source.max(initial=0)) + 1) for a in (depth, height))

@@ -29,6 +29,7 @@ EDGES = {
     "tall kernel": conv(1, 4, 4, (20, 9), (11, 2), pad=(5, 0), groups=4),
     "1x1": conv(1, 20, 20, (9, 9), 1, groups=20),
     "1x1 stride 2": conv(1, 20, 20, (9, 9), 1, stride=2, groups=20),
+    "1x1 stride 2, rows begin in padding": conv(1, 4, 4, (2, 2), 1, stride=2, pad=((0, 1), (1, 0)), groups=4),
     "patches": conv(1, 6, 6, (20, 20), 4, stride=4, groups=6),
     "stride larger than the kernel": conv(1, 3, 3, (20, 20), 2, stride=(3, 5), pad=((1, 1), (4, 4)), groups=3),
     "stride 3": conv(1, 3, 3, (20, 40), 5, stride=3, pad=2, groups=3),
