@@ -72,6 +72,13 @@ def pack_range(t, threads, table, chunk, kind):
         if g.unpack == 0 and lanes < g.width:
             zero(packed, g.block_stride)
         taps = g.depth * g.rows * g.columns
+        if taps == 1 and g.w_c == 1 and not g.by_lane:  # the inputs lie side by side: whole squares
+            source, target = shift(w, first * g.w_k), packed
+            if g.unpack:
+                transpose(vector, target, g.input_stride, source, g.w_k, g.inputs, lanes)
+            else:
+                transpose(vector, source, g.w_k, target, g.input_stride, lanes, g.inputs)
+            continue
         for c in range(g.inputs):
             source, target = shift(w, first * g.w_k + c * g.w_c), shift(packed, c * g.input_stride)
             if g.tap_step and not (g.by_lane and g.outputs > 1):  # the taps lie side by side, in order or backwards
