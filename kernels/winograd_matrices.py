@@ -29,6 +29,7 @@ of Winograd Convolution for Deep Neural Networks* (2020).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -92,8 +93,8 @@ def _from_roots(roots: tuple[Fraction, ...]) -> list[Fraction]:
     return out
 
 
-def _frozen(rows: object) -> Rows:
-    return tuple(tuple(row) for row in rows)  # type: ignore[attr-defined]
+def _frozen(rows: Iterable[Iterable[Fraction]]) -> Rows:
+    return tuple(tuple(row) for row in rows)
 
 
 @lru_cache(maxsize=64)
