@@ -224,8 +224,11 @@ def avg_forward(geometry: PoolGeometry, x: Array, out: Array, *, threads: int = 
 
 @quiet
 def lp_forward(geometry: PoolGeometry, x: Array, out: Array, *, threads: int = 1) -> None:
-    """(sum of x^p)^(1/p) of each window, p = ``geometry.norm_type``. No absolute value is taken, as in PyTorch."""
-    x, p = x.astype(np.float64), geometry.norm_type
+    """(sum of x^p)^(1/p) of each window, p = ``geometry.norm_type``. No absolute value is taken, as in PyTorch.
+
+    In extended precision where the machine has it: 1/p in float64 is off by u/p, and a power of S by ln(S) times that.
+    """
+    x, p = x.astype(np.longdouble), np.longdouble(geometry.norm_type)
     for o, cut in _windows(geometry):
         out[:, :, *o] = (x[:, :, *cut] ** p).sum(axis=_spatial(x)) ** (1 / p)
 
@@ -254,8 +257,8 @@ def avg_grad_input(geometry: PoolGeometry, dy: Array, out: Array, *, threads: in
 @quiet
 def lp_grad_input(geometry: PoolGeometry, x: Array, y: Array, dy: Array, out: Array, *, threads: int = 1) -> None:
     """dy * x^(p-1) * S^(1/p - 1) for every element of a window of sum S, 0 where S is 0; y is not read."""
-    x, dy, p = x.astype(np.float64), dy.astype(np.float64), geometry.norm_type
-    dx = np.zeros(geometry.input_shape)
+    x, dy, p = x.astype(np.longdouble), dy.astype(np.longdouble), np.longdouble(geometry.norm_type)
+    dx = np.zeros(geometry.input_shape, np.longdouble)
     for o, cut in _windows(geometry):
         total = (x[:, :, *cut] ** p).sum(axis=_spatial(x))
         slope = np.where(total == 0, 0, dy[:, :, *o] * total ** (1 / p - 1))

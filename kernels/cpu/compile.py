@@ -23,8 +23,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 
 def cache_dir() -> Path:
     """The directory of compiled kernels: ``FASTCONV_CACHE_DIR`` if set, else one under the user's cache directory.
@@ -33,7 +31,11 @@ def cache_dir() -> Path:
     True
     """
     override = os.environ.get("FASTCONV_CACHE_DIR")
-    return Path(override).absolute() if override else platformdirs.user_cache_path("fastconv", appauthor=False)
+    if override:
+        return Path(override).absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("fastconv", appauthor=False)
 
 
 def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, inline: bool = False) -> Any:

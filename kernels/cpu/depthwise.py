@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import depthwise_plan
+from . import depthwise_plan, simd
 from .arrays import KIND, Workspace, address, aligned_empty
 from .blocking import Correlation
 from .compile import jit
@@ -39,7 +39,6 @@ from .depthwise_plan import (
     EVENS,
     RUNS,
     TILES,
-    WIDTH,
     Pass,
     neighbours,
     packed_sizes,
@@ -50,9 +49,9 @@ from .depthwise_plan import (
 from .epilogue import RELU6, finish
 from .gemm import zero
 from .phases import entry_points
-from .simd import columns, copy, keep_whole, load, pointer, shift, store, unpack, vector_lanes
+from .simd import copy, keep_whole, load, pointer, shift, store, unpack, vector_lanes
 from .threads import run_shares
-from .window import LINES, MERGES, channel_window, copy_even, pixel_window
+from .window import LINES, MERGES, WIDTH, channel_window, copy_even, pixel_window
 
 
 class Layout(NamedTuple):
@@ -282,6 +281,7 @@ def pixel_range(t, threads, table, chunk, kind):
     passes = pointer(g.passes, 0)
     quick = g.residual == 0 and g.activation <= RELU6 and g.out_w == 1
     ending = quick and (g.bias != 0 or g.activation != 0)
+    whole = quick and g.pass_count == 1
     bands = -(-g.out_height // g.rows)
     items = g.batch * g.out_depth * bands * g.groups
     first_item, last_item = items * t // threads, items * (t + 1) // threads
@@ -311,8 +311,12 @@ def pixel_range(t, threads, table, chunk, kind):
                 other = n * g.residual_n + k * g.residual_c + od * g.residual_d + (oh0 + i) * g.residual_h
                 q = 0
                 while q < g.out_width:
-                    wide = g.out_width - q > lanes
-                    count = min(g.out_width - q, WIDTH * lanes if wide else lanes)
+                    left = g.out_width - q
+                    wide = WIDTH == 1 or left > lanes
+                    count = min(left, WIDTH * lanes if wide else lanes)
+                    if whole and wide:  # a row of tiles at once, but for a last one that is narrow
+                        spare = left % (WIDTH * lanes)
+                        count = left - spare if WIDTH > 1 and 0 < spare <= lanes else left
                     for p in range(g.pass_count):
                         last = quick and p == g.pass_count - 1
                         fields = shift(passes, p * _PASS)
@@ -346,6 +350,7 @@ def channel_range(t, threads, table, chunk, kind):
     passes, segments = pointer(g.channel_passes, 0), pointer(g.channel_segments, 0)
     quick = g.residual == 0 and g.activation <= RELU6 and g.out_c == 1 and g.group_outputs == 1
     ending = quick and (g.bias != 0 or g.activation != 0)
+    whole = quick and g.channel_pass_count == 1
     bands, blocks = -(-g.out_height // g.channel_rows), -(-g.groups // (WIDTH * lanes))
     row_lines = g.stride_w * g.channel_places
     items = g.batch * g.out_depth * bands * blocks
@@ -372,8 +377,9 @@ def channel_range(t, threads, table, chunk, kind):
                     bias = biases
             k, k_step = c * g.group_outputs + j, g.group_outputs
             for row in range(rows):
-                for q in range(0, g.out_width, LINES):
-                    height = min(LINES, g.out_width - q)
+                q = 0
+                while q < g.out_width:
+                    height = g.out_width - q if whole else min(LINES, g.out_width - q)
                     to = n * g.out_n + k * g.out_c + od * g.out_d + (oh0 + row) * g.out_h + q * g.out_w
                     for p in range(g.channel_pass_count):
                         last = quick and p == g.channel_pass_count - 1
@@ -397,6 +403,7 @@ def channel_range(t, threads, table, chunk, kind):
                                 shift(sums, i * WIDTH * lanes), count, g.bias, bias, 1,
                                 g.residual, z, g.residual_c * k_step, g.activation, y, g.out_c * k_step,
                             )  # fmt: skip
+                    q += height
 
 
 def by_layout(c: Correlation, strides: tuple[int, ...]) -> Any:
@@ -467,7 +474,8 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
         address(pass_rows), len(pass_rows), address(channel_pass_rows), len(channel_pass_rows),
         *(address(s) for s in segments), source - first, row_limit,
         depthwise_plan.read_beside(width, itemsize)[1], in_depth, in_height, far,
-        c.batch, c.groups, c.group_inputs, c.group_outputs, cut.taps, packed_sizes(c, itemsize, columns(itemsize))[0],
+        c.batch, c.groups, c.group_inputs, c.group_outputs, cut.taps,
+        packed_sizes(c, itemsize, WIDTH * simd.lanes(itemsize))[0],
         cut.rows, cut.channel_rows, depth.kernel, depth.stride, depth.dilation, depth.out,
         height.stride, height.span, places_h, height.out, width.stride, places_w, channel_places,
         width.source.size, address(inner), width.out,
@@ -537,7 +545,7 @@ def _offsets(c: Correlation, strides: tuple[int, ...]) -> np.ndarray:
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
     """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
-    width = columns(w.itemsize)
+    width = WIDTH * simd.lanes(w.itemsize)
     by_pixel, by_channel = packed_sizes(c, w.itemsize, width)
     packed = scratch.take(by_pixel + by_channel, w.dtype) if scratch else aligned_empty(by_pixel + by_channel, w.dtype)
     if not c.taps:

@@ -38,8 +38,8 @@ TILES = (
 """Heights of the runs of each tile, and the distance of the elements that its lanes read, by its number."""
 EVENS = 2  # numbers from the tiles with two runs to those that read every second element
 RUNS = tuple(runs for runs, step in TILES if step == 1)
-WIDTH = 2  # vectors in a line of a tile
-MAX_LINES = 8  # no tile has more
+MAX_WIDTH = 2  # vectors in a line of a tile: no tile has more
+MAX_LINES = 8  # of a tile: no tile has more
 SLAB_BYTES = 32 << 10  # of a thread's packed rows, which should stay in a 48 KiB L1
 BAND_BYTES = 256 << 10  # of the input rows that a channels-last band reads: they should stay in L2
 NEAR_BYTES = 2 << 20  # of x and out for each thread, which stay in L2
@@ -151,7 +151,7 @@ def _band(rows: int, parts: int, most: int) -> int:
 def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
     """Sizes are stated for the longest vectors and tiles of any CPU."""
     depth, height, width = reached(c)
-    column = WIDTH * MAX_VECTOR_BYTES // itemsize
+    column = MAX_WIDTH * MAX_VECTOR_BYTES // itemsize
     pitch = width.stride * places(width, width.out)
     planes = c.group_inputs * depth.kernel
     others = c.batch * depth.out
@@ -195,7 +195,7 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
 
 def packed_sizes(c: Correlation, itemsize: int, columns: int = 0) -> tuple[int, int]:
     """Elements of the packed weights for lanes of pixels, and for lanes of channels."""
-    columns = columns or WIDTH * MAX_VECTOR_BYTES // itemsize
+    columns = columns or MAX_WIDTH * MAX_VECTOR_BYTES // itemsize
     taps = max(1, c.taps) * c.group_inputs
     by_pixel = round_up(c.out_channels * taps, MAX_VECTOR_BYTES // itemsize)
     if c.group_inputs > 1:

@@ -127,15 +127,22 @@ def zero(target, n):
 
 @jit(inline=True)
 def transpose(lanes, source, lds, target, ldt, n, m):
-    """``target[j * ldt + i] = source[i * lds + j]`` for i < n, j < m, in squares of ``lanes``."""
+    """``target[j * ldt + i] = source[i * lds + j]`` for i < n, j < m, in squares of ``lanes``.
+
+    The last square of a row or column overlaps the one before; only where there is none is it a part of a square,
+    which takes several times as long.
+    """
     keep_whole()
+    height, width = min(lanes, n), min(lanes, m)
     for i in range(0, n, lanes):
+        first = min(i, n - height)
         for j in range(0, m, lanes):
-            s, t = shift(source, i * lds + j), shift(target, j * ldt + i)
-            if i + lanes <= n and j + lanes <= m:
+            left = min(j, m - width)
+            s, t = shift(source, first * lds + left), shift(target, left * ldt + first)
+            if height == lanes and width == lanes:
                 transpose_square(s, lds, t, ldt)
             else:
-                transpose_part(s, lds, t, ldt, min(lanes, n - i), min(lanes, m - j))
+                transpose_part(s, lds, t, ldt, height, width)
 
 
 @jit(inline=True)

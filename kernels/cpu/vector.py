@@ -25,7 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from .pool_walk import SCRATCH_BYTES
-from .simd import fuses_multiply_add, lanes
+from .simd import fuses_multiply_add, lanes, store_lanes
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 FUSES = fuses_multiply_add()
@@ -308,17 +308,14 @@ def store_first(typingctx: Any, pointer: Any, offset: Any, value: Any, n: Any) -
         element = context.get_data_type(sig.args[0].dtype)
         if value.type.element != element:
             value = builder.sext(value, ir.VectorType(element, count))
-        bits = sig.args[0].dtype.bitwidth
-        align = bits // 8
-        pointer = builder.bitcast(builder.gep(pointer, [offset]), ir.VectorType(element, count).as_pointer())
+        align = sig.args[0].dtype.bitwidth // 8
+        pointer = builder.gep(pointer, [offset])
         whole = builder.icmp_signed(">=", n, ir.Constant(I64, count))
         with builder.if_else(whole) as (then, otherwise):
             with then:
-                builder.store(value, pointer, align=align)
+                builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=align)
             with otherwise:
-                name = f"llvm.masked.store.{_suffix(value.type)}.p0"
-                mask = _below(builder, ir.Constant(I64, 0), n, count)
-                _call(builder, name, ir.VoidType(), value, pointer, ir.Constant(I32, align), mask)
+                store_lanes(builder, value, pointer, n, align)
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64, value, types.int64), codegen

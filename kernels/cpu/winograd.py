@@ -111,6 +111,7 @@ class Layout(NamedTuple):
     v_xi: int
     m_tile: int
     m_xi: int
+    fetch_input: int  # not 0: while one block is multiplied, the next one's input is prefetched
     itemsize: int
 
 
@@ -282,6 +283,21 @@ def aim_at_output(g, far, start, end, channel, channels):
     aim(far, place, channels, rows * g.out_h, g.out_c, g.group_inputs, g.itemsize)
 
 
+@jit(inline=True)
+def aim_at_input(g, table, far, start, end, group, part, parts):
+    """Let the next products prefetch the input of the tiles ``start`` to ``end``: one of ``parts`` of its channels.
+
+    Where x lies in memory: 2 to 3% less time for 64 channels of 224x224 and 16 images of 56x56 on Zen 3, and 1% more
+    where it was in the caches.
+    """
+    n, i, j, _ = tile_run(g, start, end)
+    rows = -(-(end - start + j) // g.tile_columns) * g.tile_h
+    h = max(0, load(pointer(g.source_h, table), i * g.tile_h + g.overlap_h))
+    c = g.group_inputs * part // parts
+    place = g.x + (n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c) * g.itemsize
+    aim(far, place, g.group_inputs * (part + 1) // parts - c, rows * g.x_h, g.x_c, g.group_inputs, g.itemsize)
+
+
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
@@ -314,6 +330,10 @@ def forward_range(t, threads, table, chunk, kind):
             first, panels = group * g.group_outputs + k * width, g.products * (k_end - k)
             outputs = min((k_end - k) * width, g.group_outputs - k * width)
             aim(far, g.scratch, 1, 0, 0, 1, 1)
+            if g.fetch_input != 0 and g.x_w == 1 and end < total:
+                k0 = g.k_blocks * part // g.k_parts
+                done, parts = (k - k0) // g.k_group, -(-(k1 - k0) // g.k_group)
+                aim_at_input(g, table, far, end, min(total, end + count), group, done, parts)
             aiming = max(0, panels - 1 - outputs // -(-count // TILE_ROWS)) if g.out_w == 1 else panels
             for panel in range(panels):
                 xi, kb = panel // (k_end - k), k + panel % (k_end - k)
@@ -355,7 +375,7 @@ def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[t
         f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products,
         c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         p.tile_rows, p.tile_columns, p.strip, p.blocks,
-        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_tile, p.v_xi, p.m_tile, p.m_xi, itemsize,
+        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_tile, p.v_xi, p.m_tile, p.m_xi, p.fetch_input, itemsize,
     )  # fmt: skip
     return fixed, (source_h, segments)
 

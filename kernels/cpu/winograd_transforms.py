@@ -16,9 +16,9 @@ there, so that it is itself compiled once for all variants.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 
 from ..winograd_matrices import VARIANTS, Rows, Variant, matrices
 from .compile import jit
-from .simd import _int, _Vectors, load, pointer, shift, unpack
+from .simd import REGISTERS, _int, _Vectors, load, pointer, shift, unpack
 
 # ------------------------------------------------------------------------------------------- matrix times vectors
 
@@ -54,21 +54,27 @@ def _terms(row: tuple[Fraction, ...], x: list[ir.Value]) -> list[tuple[Fraction,
     return [(c, value) for c, value in zip(row, x, strict=True) if c]
 
 
-def _times_rows(v: _Vectors, matrix: Rows, x: list[ir.Value]) -> list[ir.Value]:
-    """``matrix`` x for B' and G, whose rows come in pairs (even + odd, even - odd).
+def _partner(matrix: Rows, j: int) -> int | None:
+    """The later row that is (even - odd) where row j is (even + odd), up to its sign."""
+    flipped = tuple(-c if k % 2 else c for k, c in enumerate(matrix[j]))
+    mirrored = [flipped, tuple(-c for c in flipped)]
+    return next((i for i in range(j + 1, len(matrix)) if matrix[i] in mirrored), None)
+
+
+def _times_rows(v: _Vectors, matrix: Rows, x: list[ir.Value], wanted: list[int]) -> dict[int, ir.Value]:
+    """``matrix`` x for B' and G, whose rows come in pairs; rows ``wanted``, both of a pair or none.
 
     A factor such as 1/6, which floating point lacks, multiplies last: where the sum is a multiple of 6 the product
     is exact.
     """
-    out: list[ir.Value | None] = [None] * len(matrix)
-    for j, row in enumerate(matrix):
-        if out[j] is not None:
+    out: dict[int, ir.Value] = {}
+    for j in wanted:
+        row = matrix[j]
+        if j in out:
             continue
         last = next(c for c in row[::-1] if c)
         scale = Fraction(1) if last.denominator & (last.denominator - 1) == 0 else last
-        flipped = tuple(-c if k % 2 else c for k, c in enumerate(row))
-        mirrored = [flipped, tuple(-c for c in flipped)]
-        pair = next((i for i in range(j + 1, len(matrix)) if matrix[i] in mirrored), None)
+        pair = _partner(matrix, j)
         unit = tuple(c / scale for c in row)
         if pair is None:
             values = [(j, _sum(v, _terms(unit, x)))]
@@ -84,13 +90,13 @@ def _times_rows(v: _Vectors, matrix: Rows, x: list[ir.Value]) -> list[ir.Value]:
             ]
         for i, value in values:
             out[i] = value if scale == 1 else v.b.fmul(_constant(v, scale), value)
-    return [value for value in out if value is not None]
+    return out
 
 
-def _times_columns(v: _Vectors, matrix: Rows, x: list[ir.Value]) -> list[ir.Value]:
-    """``matrix`` x for A', whose columns come in pairs: equal in even rows, opposite in odd ones."""
+def _times_columns(v: _Vectors, matrix: Rows, x: list[ir.Value], wanted: list[int]) -> dict[int, ir.Value]:
+    """Rows ``wanted`` of ``matrix`` x for A', whose columns come in pairs: equal in even rows, opposite in odd ones."""
     columns = list(zip(*matrix, strict=True))
-    terms: list[list[tuple[Fraction, ir.Value]]] = [[] for _ in matrix]
+    terms: dict[int, list[tuple[Fraction, ir.Value]]] = {i: [] for i in wanted}
     used: set[int] = set()
     for j, column in enumerate(columns):
         if j in used:
@@ -98,20 +104,51 @@ def _times_columns(v: _Vectors, matrix: Rows, x: list[ir.Value]) -> list[ir.Valu
         mirrored = tuple(-c if i % 2 else c for i, c in enumerate(column))
         pair = next((i for i in range(j + 1, len(columns)) if columns[i] == mirrored and len(matrix) > 1), None)
         if pair is None:
-            for i, c in enumerate(column):
-                terms[i] += [(c, x[j])] if c else []
+            for i in wanted:
+                terms[i] += [(column[i], x[j])] if column[i] else []
             continue
         used.add(pair)
-        plus, minus = v.b.fadd(x[j], x[pair]), v.b.fsub(x[j], x[pair])
-        for i, c in enumerate(column):
-            terms[i].append((c, minus if i % 2 else plus))
-    return [_sum(v, t) for t in terms]
+        for odd, join in enumerate((v.b.fadd, v.b.fsub)):
+            both = None
+            for i in wanted:
+                if i % 2 == odd:
+                    both = both or join(x[j], x[pair])
+                    terms[i].append((column[i], both))
+    return {i: _sum(v, t) for i, t in terms.items()}
 
 
-def _square(v: _Vectors, product: Any, down: Rows, across: Rows, columns: list[list[ir.Value]]) -> list[list[ir.Value]]:
-    """``down`` times a square given by columns, times the transpose of ``across``: the result by rows."""
-    half = [product(v, down, column) for column in columns]
-    return [product(v, across, [column[i] for column in half]) for i in range(len(down))]
+def _row_groups(product: Any, down: Rows, across: Rows) -> list[list[int]]:
+    """The rows of ``down`` whose results are held in registers together.
+
+    All of them where there are 32 registers. With 16 a few, so that hardly anything is spilled: both rows of a pair of
+    B', even or odd rows of A'. Inputs are then read more than once. ns a tile and vector on Zen 3, in L1:
+
+        F(4x4) input 40 at once, 24 in groups    F(5x5) 80, 60    F(6x6) 102, 71       output 25, 23    44, 41    66, 62
+    """
+    n, few = len(down), REGISTERS // len(across[0])
+    if REGISTERS >= 32 or n <= few:
+        return [list(range(n))]
+    if product is _times_columns:
+        halves = [list(range(parity, n, 2)) for parity in range(2)]
+        return [half[i : i + few] for half in halves for i in range(0, len(half), few)]
+    partners = {j: _partner(down, j) for j in range(n)}
+    firsts = set(range(n)) - set(partners.values())
+    return [[j] if (i := partners[j]) is None else [j, i] for j in sorted(firsts)]
+
+
+def _square(v: _Vectors, product: Any, down: Rows, across: Rows, loaded: Any) -> Iterator[tuple[int, list[ir.Value]]]:
+    """Rows of ``down`` times a square times the transpose of ``across``, each with its number.
+
+    ``loaded(j)`` emits loads of column j of the square. What is not used of it LLVM drops.
+    """
+    every = list(range(len(across)))
+    for number, rows in enumerate(_row_groups(product, down, across)):
+        if number:
+            v.barrier()
+        half = [product(v, down, loaded(j), rows) for j in range(len(across[0]))]
+        for i in rows:
+            row = product(v, across, [column[i] for column in half], every)
+            yield i, [row[j] for j in every]
 
 
 # --------------------------------------------------------------------------------------------------- one tile each
@@ -119,6 +156,14 @@ def _square(v: _Vectors, product: Any, down: Rows, across: Rows, columns: list[l
 
 def _variant(literal: Any) -> Variant:
     return VARIANTS[literal.literal_value]
+
+
+def _steps(v: _Vectors, start: ir.Value, step: ir.Value, count: int) -> list[ir.Value]:
+    """Addresses, each a step after the one before."""
+    out = [start]
+    while len(out) < count:
+        out.append(v.opaque(v.b.gep(out[-1], [step])))
+    return out
 
 
 @intrinsic(prefer_literal=True)
@@ -130,10 +175,16 @@ def _input_tile(typingctx: Any, variant: Any, source: Any, row_step: Any, target
         _, source, row_step, target, xi_step = args
         v, f = _Vectors(builder, sig.args[1]), _variant(variant)
         down, across = matrices(*f.rows).b, matrices(*f.columns).b
-        starts = [builder.gep(source, [builder.mul(row_step, _int(i))]) for i in range(len(down))]
-        columns = [[v.load(row, _int(j * v.lanes)) for row in starts] for j in range(len(across))]
-        for xi, value in enumerate(chain.from_iterable(_square(v, _times_rows, down, across, columns))):
-            v.store(value, target, builder.mul(xi_step, _int(xi)))
+        starts = _steps(v, source, v.opaque(row_step), len(down))
+        xi_step = v.opaque(xi_step)
+        targets = _steps(v, target, builder.mul(xi_step, _int(len(across))), len(down))
+
+        def loaded(j: int) -> list[ir.Value]:
+            return [v.load(row, _int(j * v.lanes)) for row in starts]
+
+        for i, row in _square(v, _times_rows, down, across, loaded):
+            for j, value in enumerate(row):
+                v.store(value, targets[i], builder.mul(xi_step, _int(j)))
         return context.get_dummy_value()
 
     return types.void(variant, source, i64, target, i64), codegen
@@ -152,20 +203,43 @@ def _output_tile(
         v, f = _Vectors(builder, sig.args[1]), _variant(variant)
         down, across = matrices(*f.rows).a, matrices(*f.columns).a
         n = len(across[0])
-        m = [[v.load(source, builder.mul(xi_step, _int(i * n + j))) for i in range(len(down[0]))] for j in range(n)]
-        # Both coordinates of this element belong to the point 1, so it enters every output once: add the bias there.
-        i, j = min(1, len(down[0]) - 1), min(1, n - 1)
-        m[j][i] = builder.fadd(m[j][i], v.load(bias, _int(0)))
+        xi_step, row_step, column_step = (v.opaque(step) for step in (xi_step, row_step, column_step))
+        sources = _steps(v, source, builder.mul(xi_step, _int(n)), len(down[0]))
+        targets = _steps(v, target, row_step, len(down))
+        middle = min(1, len(down[0]) - 1), min(1, n - 1)
+
+        def loaded(j: int) -> list[ir.Value]:
+            m = [v.load(row, builder.mul(xi_step, _int(j))) for row in sources]
+            # Both coordinates of this element belong to point 1, so it enters every output once: add the bias there.
+            if j == middle[1]:
+                m[middle[0]] = builder.fadd(m[middle[0]], v.load(bias, _int(0)))
+            return m
+
+        whole = builder.and_(
+            builder.icmp_signed(">=", rows, _int(len(down))), builder.icmp_signed(">=", columns, _int(len(across)))
+        )
         floor, ceiling = v.splat(low), v.splat(high)
-        for i, row in enumerate(_square(v, _times_columns, down, across, m)):
-            below = builder.icmp_signed("<", _int(i), rows)
-            start = builder.gep(target, [builder.mul(row_step, _int(i))])
+        for i, row in _square(v, _times_columns, down, across, loaded):
             for j, value in enumerate(row):
                 value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)  # NaN stays NaN
-                value = builder.select(builder.fcmp_ordered(">", value, ceiling), ceiling, value)
-                inside = builder.and_(below, builder.icmp_signed("<", _int(j), columns))
-                place = builder.gep(start, [builder.mul(column_step, _int(j))])
-                v.store(value, builder.select(inside, place, spare), _int(0))
+                row[j] = builder.select(builder.fcmp_ordered(">", value, ceiling), ceiling, value)
+            places = [builder.gep(targets[i], [builder.mul(column_step, _int(j))]) for j in range(len(row))]
+
+            def store_part(row: list[ir.Value] = row, i: int = i, places: list[ir.Value] = places) -> None:
+                below = builder.icmp_signed("<", _int(i), rows)
+                for j, (value, place) in enumerate(zip(row, places, strict=True)):
+                    inside = builder.and_(below, builder.icmp_signed("<", _int(j), columns))
+                    v.store(value, builder.select(inside, place, spare), _int(0))
+
+            if REGISTERS >= 32:  # branches between rows cost more in spills (F(6x6): 147 -> 220) than the selects
+                store_part()
+                continue
+            with builder.if_else(whole, likely=True) as (all_of_it, part):
+                with all_of_it:
+                    for value, place in zip(row, places, strict=True):
+                        v.store(value, place, _int(0))
+                with part:
+                    store_part()
         return context.get_dummy_value()
 
     element = source.dtype
@@ -182,9 +256,13 @@ def _weight_tile(typingctx: Any, variant: Any, source: Any, target: Any, xi_step
         v, f = _Vectors(builder, sig.args[1]), _variant(variant)
         down, across = matrices(*f.rows).g, matrices(*f.columns).g
         r, s = len(down[0]), len(across[0])
-        columns = [[v.load(source, _int((i * s + j) * v.lanes)) for i in range(r)] for j in range(s)]
-        for xi, value in enumerate(chain.from_iterable(_square(v, _times_rows, down, across, columns))):
-            v.store(value, target, builder.mul(xi_step, _int(xi)))
+
+        def loaded(j: int) -> list[ir.Value]:
+            return [v.load(source, _int((i * s + j) * v.lanes)) for i in range(r)]
+
+        for i, row in _square(v, _times_rows, down, across, loaded):
+            for j, value in enumerate(row):
+                v.store(value, target, builder.mul(xi_step, _int(i * len(row) + j)))
         return context.get_dummy_value()
 
     return types.void(variant, source, target, types.int64), codegen

@@ -1,4 +1,4 @@
-"""Winograd on the CPU: its error on hard data, non-finite numbers, exactness, strides, and what a wrong kernel does."""
+"""Winograd on the CPU and on CUDA: error on hard data, non-finite numbers, exactness, strides, and planted mistakes."""
 
 from dataclasses import replace
 
@@ -12,23 +12,32 @@ from fastconv.registry import ROWS, resolve
 from fastconv.testing import check_row
 from fastconv.testing.referee import neighbourhood
 from tests.guard import guarded
+from tests.support import device
 
 FORWARD = [r for r in ROWS if r.family == "winograd" and r.direction == "forward"]
+F4X4 = [r for r in FORWARD if r.algorithm == "winograd_f4x4_3x3"]
 BY_NAME = {v.name: v for v in VARIANTS}
+
+
+def able(row, *dtypes):
+    """Those that the row computes."""
+    return [dtype for dtype in dtypes if np.dtype(dtype).name in row.dtypes]
 
 
 def problem(row, *, size=19, n=1, c=20, k=37, **parameters):
     kernel = BY_NAME[row.algorithm.removeprefix("winograd_")].kernel
     rank = 2 if kernel[0] > 1 else 1
     spatial = (size, size + 4)[-rank:]
-    return conv_problem("conv", rank, (n, c, *spatial), (k, c, *kernel[-rank:]), **{"padding": 1, **parameters})
+    fields = {"padding": 1, "device": row.device, **parameters}
+    return conv_problem("conv", rank, (n, c, *spatial), (k, c, *kernel[-rank:]), **fields)
 
 
 def run(row, p, x, w, bias=None, residual=None, out=None, threads=1, activation=None):
     out = np.empty(p.geometry.output_shape, x.dtype) if out is None else out
     workspace = guarded(row.workspace_bytes(p, threads), np.uint8)
     kernel = resolve(row.target)
-    kernel(p.geometry, x, w, bias, residual, out, activation=activation, workspace=workspace, threads=threads)
+    with device(row):
+        kernel(p.geometry, x, w, bias, residual, out, activation=activation, workspace=workspace, threads=threads)
     return out
 
 
@@ -62,9 +71,9 @@ def level(x, w):
 
 
 @pytest.mark.parametrize("data", [spread_out, cancelling, level])
-@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: f"{r.device}-{r.algorithm}")
 def test_hard_data_stay_within_the_bound(row, data):
-    for dtype in (np.float32, np.float64):
+    for dtype in able(row, np.float32, np.float64):
         p = problem(row, c=24, dtype=np.dtype(dtype).name)
         x, w = (a.astype(dtype) for a in data(*draws(p)))
         y, wide = run(row, p, x, w), np.longdouble
@@ -75,10 +84,11 @@ def test_hard_data_stay_within_the_bound(row, data):
         assert (abs(y.astype(wide) - truth) <= limit).all()
 
 
-@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: f"{r.device}-{r.algorithm}")
 def test_a_missing_tap_is_seen(row, monkeypatch):
     p = problem(row)
-    check_row(row, p, rng=np.random.default_rng(0))
+    with device(row):
+        check_row(row, p, rng=np.random.default_rng(0))
     kernel = resolve(row.target)
 
     def careless(geometry, x, w, *arrays, packed=None, **options):
@@ -88,12 +98,12 @@ def test_a_missing_tap_is_seen(row, monkeypatch):
         kernel(geometry, x, w, *arrays, packed=packed, **options)
 
     monkeypatch.setattr("fastconv.testing.referee.resolve", lambda target: careless)
-    with pytest.raises(AssertionError, match=r"root mean square|elements are wrong"):
+    with device(row), pytest.raises(AssertionError, match=r"root mean square|elements are wrong"):
         check_row(replace(row, prepare=None), p, rng=np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: f"{r.device}-{r.algorithm}")
 def test_non_finite_numbers_spread_to_every_output_that_sees_them(row, value):
     p = problem(row)
     x, w = (a.astype(np.float32) for a in draws(p))
@@ -110,7 +120,7 @@ def test_non_finite_numbers_spread_to_every_output_that_sees_them(row, value):
         assert where.max() - where.min() < p.geometry.kernel_size[axis - 2] + 2 * m
 
 
-@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: f"{r.device}-{r.algorithm}")
 def test_any_strides_any_threads_and_guard_pages(row):
     p = problem(row, n=2, c=19, k=35)
     x, w = (a.astype(np.float32) for a in draws(p))
@@ -135,8 +145,8 @@ def test_any_strides_any_threads_and_guard_pages(row):
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
-def test_clamps_in_registers_keep_nan(activation):
-    row = next(r for r in FORWARD if r.algorithm == "winograd_f4x4_3x3")
+@pytest.mark.parametrize("row", F4X4, ids=lambda r: r.device)
+def test_clamps_in_registers_keep_nan(row, activation):
     p = problem(row, bias_shape=(37,), activation=activation)
     x, w = (a.astype(np.float32) for a in draws(p))
     bias = np.linspace(-9, 9, 37, dtype=np.float32)
@@ -148,7 +158,7 @@ def test_clamps_in_registers_keep_nan(activation):
     np.testing.assert_allclose(y, truth, atol=1e-3)
 
 
-@pytest.mark.parametrize("row", FORWARD, ids=lambda r: r.algorithm)
+@pytest.mark.parametrize("row", FORWARD, ids=lambda r: f"{r.device}-{r.algorithm}")
 def test_what_it_does_not_compute(row):
     assert "stride 1" in row.refuses(problem(row, stride=2))
     assert "dilation 1" in row.refuses(problem(row, dilation=2))
@@ -159,7 +169,9 @@ def test_what_it_does_not_compute(row):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 113])
-def test_sizes_around_a_tile(size):
-    row = next(r for r in FORWARD if r.algorithm == "winograd_f4x4_3x3")
-    check_row(row, problem(row, size=size, n=3, c=5, k=6), rng=np.random.default_rng(size), threads=2)
-    check_row(row, problem(row, size=size, dtype="float64"), rng=np.random.default_rng(size), integers=True)
+@pytest.mark.parametrize("row", F4X4, ids=lambda r: r.device)
+def test_sizes_around_a_tile(row, size):
+    with device(row):
+        check_row(row, problem(row, size=size, n=3, c=5, k=6), rng=np.random.default_rng(size), threads=2)
+        for dtype in able(row, "float64"):
+            check_row(row, problem(row, size=size, dtype=dtype), rng=np.random.default_rng(size), integers=True)
