@@ -36,13 +36,7 @@ def table() -> str:
         directions = ", ".join(name for direction, name in DIRECTIONS.items() if direction in present)
         dtypes = ", ".join(rows[0].dtypes)
         lines.append(f"| {device} | {op} | `{algorithm}` | {directions} | {dtypes} | {rows[0].summary} |")
-    devices = {row.device for row in ROWS}
-    missing = (
-        []
-        if "cuda" in devices
-        else ["", "There is no CUDA kernel yet: CuPy arrays are recognised and refused with that reason."]
-    )
-    return "\n".join(lines + missing) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def current(text: str) -> str:

@@ -1,10 +1,12 @@
 """Arrays at the door: what is accepted, which device it lives on, and how a layout is viewed.
 
-The device follows the array. CuPy is never imported here: a CuPy array can only arrive where it already is.
+The device follows the array: :func:`on_device` makes it CuPy's current one, so that what is allocated and launched for
+an array goes where the array is. CuPy is never imported here but to take in another library's array on a GPU.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +26,35 @@ def device_of(x: Any) -> str:
     return "cpu" if type(x) is np.ndarray or array_module(x) is np else "cuda"
 
 
+def place(x: Any) -> str:
+    """Where an array lies, the number of its GPU included.
+
+    >>> place(np.zeros(3))
+    'cpu'
+    """
+    return "cpu" if device_of(x) == "cpu" else f"cuda:{x.data.device_id}"
+
+
+_HERE = nullcontext()
+
+
+def on_device(x: Any) -> AbstractContextManager[Any]:
+    """A context in which CuPy allocates, and launches kernels, on the GPU that x lies on; nothing for x on the CPU.
+
+    Streams belong to devices: inside the context the current one is that of x's device.
+
+    >>> with on_device(np.zeros(3)):
+    ...     pass
+    """
+    if type(x) is np.ndarray:
+        return _HERE
+    xp = array_module(x)
+    if xp is np or x.data.device_id == xp.cuda.runtime.getDevice():
+        return _HERE
+    device: AbstractContextManager[Any] = xp.cuda.Device(x.data.device_id)
+    return device
+
+
 def intake(op: str, name: str, x: Any) -> Any:
     """``x`` as a NumPy or CuPy array without a copy; TypeError for anything that is not an array.
 
@@ -41,9 +72,7 @@ def intake(op: str, name: str, x: Any) -> Any:
         try:
             if x.__dlpack_device__()[0] == 1:  # kDLCPU
                 return np.from_dlpack(x)
-            import cupy
-
-            return cupy.from_dlpack(x)
+            return _from_device(x)
         except ImportError:
             raise TypeError(
                 f"{op}: {name} lies on a GPU, which needs CuPy: pip install 'fastconv[cuda13]' (or cuda12)"
@@ -56,6 +85,30 @@ def intake(op: str, name: str, x: Any) -> Any:
         f"{op}: {name} must be a NumPy or CuPy array (or offer __dlpack__), got {type(x).__name__}; convert with "
         f"numpy.asarray({name})"
     )
+
+
+class _Unordered:
+    """Another library's array on a GPU, asked for without waiting for the stream that wrote it: while a graph is being
+    captured, a wait would tie the graph to work outside of it."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+    def __dlpack_device__(self) -> Any:
+        return self.x.__dlpack_device__()
+
+    def __dlpack__(self, *, stream: Any = None, **more: Any) -> Any:
+        return self.x.__dlpack__(stream=-1, **more)
+
+
+def _from_device(x: Any) -> Any:
+    """A CuPy array over the memory of x. CuPy hands its current stream to the exporter, which makes that stream wait
+    for what is still writing x."""
+    import cupy
+
+    with cupy.cuda.Device(x.__dlpack_device__()[1]):
+        capturing = cupy.cuda.get_current_stream().is_capturing()
+    return cupy.from_dlpack(_Unordered(x) if capturing else x)
 
 
 def as_dtype(op: str, name: str, dtype: Any) -> np.dtype[Any]:
@@ -95,10 +148,9 @@ def same_kind(op: str, first: tuple[str, Any], *others: tuple[str, Any]) -> None
     for other, y in others:
         if y is None or (type(x) is type(y) is np.ndarray and x.dtype is y.dtype):
             continue
-        if device_of(x) != device_of(y):
+        if place(x) != place(y):
             raise TypeError(
-                f"{op}: {name} is on {device_of(x)} and {other} on {device_of(y)}; move one of them, nothing is copied "
-                "silently"
+                f"{op}: {name} is on {place(x)} and {other} on {place(y)}; move one of them, nothing is copied silently"
             )
         if x.dtype != y.dtype:
             raise TypeError(
@@ -134,10 +186,11 @@ def empty(like: Any, shape: Sizes, layout: str, dtype: Any = None) -> Any:
     """A new array on ``like``'s device, of logical shape (N, C, *spatial), lying in memory as ``layout`` says."""
     xp = array_module(like)
     dtype = like.dtype if dtype is None else dtype
-    if layout == "channels_first":
-        return xp.empty(shape, dtype)
-    n, c, *spatial = shape
-    return xp.empty((n, *spatial, c), dtype).transpose(0, len(shape) - 1, *range(1, len(shape) - 1))
+    with on_device(like):
+        if layout == "channels_first":
+            return xp.empty(shape, dtype)
+        n, c, *spatial = shape
+        return xp.empty((n, *spatial, c), dtype).transpose(0, len(shape) - 1, *range(1, len(shape) - 1))
 
 
 def check_out(op: str, out: Any, like: Any, shape: Sizes) -> None:
@@ -161,5 +214,38 @@ def check_out(op: str, out: Any, like: Any, shape: Sizes) -> None:
 
 def overlaps(out: Any, *inputs: Any) -> bool:
     """Whether ``out`` may share memory with an input, judged by address ranges (cheap, never wrong about 'no')."""
-    may_share = array_module(out).may_share_memory
-    return any(y is not None and may_share(out, y) for y in inputs)
+    if type(out) is np.ndarray:
+        return any(y is not None and np.may_share_memory(out, y) for y in inputs)
+    # CuPy's own function holds arrays apart that came through DLPack at different times
+    start, end = _extent(out)
+    for y in inputs:
+        if y is not None:
+            first, last = _extent(y)
+            if first < end and start < last:
+                return True
+    return False
+
+
+def _extent(x: Any) -> tuple[int, int]:
+    """The addresses between which a CuPy array's elements lie."""
+    start: int = x.data.ptr
+    first, last = span(x.shape, x.strides, x.itemsize)
+    return start + first, start + last
+
+
+@lru_cache(maxsize=1024)
+def span(shape: Sizes, strides: Sizes, itemsize: int) -> tuple[int, int]:
+    """The bytes that an array's elements lie between, counted from its first element.
+
+    >>> span((2, 3), (12, 4), 4), span((2, 3), (-12, 4), 4), span((0, 3), (12, 4), 4)
+    ((0, 24), (-12, 12), (0, 0))
+    """
+    if 0 in shape:
+        return 0, 0
+    first, last = 0, itemsize
+    for n, stride in zip(shape, strides, strict=True):
+        if stride < 0:
+            first += (n - 1) * stride
+        else:
+            last += (n - 1) * stride
+    return first, last

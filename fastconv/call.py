@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +23,25 @@ from .arrays import (
     empty,
     float_dtype,
     intake,
+    on_device,
     overlaps,
+    place,
     restore,
     same_kind,
 )
-from .dispatch import Settled, cached_problem, default_threads, execute, select, settle
+from .autograd import array_module
+from .dispatch import (
+    Settled,
+    cached_problem,
+    default_threads,
+    device_workspace,
+    execute,
+    select,
+    settle,
+    shared_workspace,
+)
 from .kernels.geometry import PoolGeometry, Sizes
-from .pooled import ready_pool, ready_pools
+from .pooled import ready_calls, ready_pool
 from .problem import (
     ConvProblem,
     PoolProblem,
@@ -39,6 +52,7 @@ from .problem import (
     normalize_layout,
     shape_of,
 )
+from .registry import resolve
 
 
 class Layout:
@@ -101,7 +115,8 @@ class Output:
         if self.out is None:
             return self.lay.back(self.target)
         if self.target is not self.view:
-            self.view[...] = self.target
+            with on_device(self.out):
+                self.view[...] = self.target
         return self.out
 
 
@@ -182,11 +197,61 @@ CONV = Kind(conv_problem, "forward", "grad_input")
 TRANSPOSED = Kind(conv_transpose_problem, "grad_input", "forward")
 
 
+class ReadyConv:
+    """A convolution that has run before, of arrays like those of then: nothing is left to decide or to check."""
+
+    __slots__ = ("dtype", "kernel", "lay", "nbytes", "on_cpu", "plain", "shape")
+
+    def __init__(self, lay: Layout, settled: Settled, shape: Sizes, dtype: Any, threads: int) -> None:
+        problem, choice = settled
+        self.lay, self.shape, self.dtype, self.nbytes = lay, shape, dtype, choice.workspace_bytes
+        self.on_cpu = problem.device == "cpu"
+        self.plain = self.on_cpu and lay.batched and lay.name == "channels_first"
+        kernel = resolve(choice.row.target)
+        self.kernel = partial(kernel, problem.geometry, activation=problem.activation, packed=None, threads=threads)
+
+    def __call__(self, x: Any, w: Any, bias: Any, out: Any) -> Any:
+        lay = self.lay
+        if self.plain and out is None:
+            y = np.empty(self.shape, self.dtype)
+            self.kernel(x, w, bias, None, y, workspace=shared_workspace(self.nbytes))
+            return y
+        output = Output(lay, out, x, self.shape, x, w, bias)
+        with on_device(x):
+            scratch = shared_workspace(self.nbytes) if self.on_cpu else device_workspace(x, self.nbytes)
+            self.kernel(lay.view("x", x), w, bias, None, output.target, workspace=scratch)
+        return output.result()
+
+
+def _where(x: Any, *others: Any) -> Any:
+    """Which device arrays of one kind and dtype lie on; None where the short way is not theirs."""
+    kind, dtype = type(x), x.dtype
+    for y in others:
+        if type(y) is not kind or y.dtype is not dtype:
+            return None
+    if kind is np.ndarray:
+        return "cpu" if dtype.isnative else None
+    if array_module(x) is np:
+        return None
+    device = x.data.device_id
+    return device if all(y.data.device_id == device for y in others) else None
+
+
 def conv(
     kind: Kind, op: str, rank: int, x: Any, w: Any, bias: Any = None, *, residual: Any = None,
     layout: str | None = None, algorithm: str = "auto", out: Any = None, **parameters: Any,
 ) -> Any:  # fmt: skip
     """A convolution or its transpose. ``parameters`` are those of the kind's builder."""
+    threads, key = default_threads(), None
+    if threads and residual is None and hasattr(x, "dtype"):
+        others = (w,) if bias is None else (w, bias)
+        where = _where(x, *others)
+        if where is not None:
+            shapes = tuple(y.shape for y in others)
+            key = _key(op, threads, kind, x, layout, (algorithm, where), shapes, parameters)
+            ready = ready_calls.get(key)
+            if ready is not None:
+                return ready(x, w, bias, out)
     x, w = intake(op, "x", x), intake(op, "w", w)
     bias = None if bias is None else intake(op, "bias", bias)
     residual = None if residual is None else intake(op, "residual", residual)
@@ -200,8 +265,11 @@ def conv(
     if bias is not None:
         parameters["bias_shape"] = bias.shape
     problem, choice = kind.settle(lay, algorithm, view.shape, w.shape, x, parameters)
-    output = Output(lay, out, x, kind.shapes(problem)[1], x, w, bias, residual)
+    shape = kind.shapes(problem)[1]
+    output = Output(lay, out, x, shape, x, w, bias, residual)
     execute(choice, problem, view, w, bias, other, output.target, activation=problem.activation, packed=None)
+    if key is not None and choice.row.family != "reference":  # which warns at every call
+        ready_calls[key] = ReadyConv(lay, Settled(problem, choice), shape, x.dtype, threads)
     return output.result()
 
 
@@ -249,7 +317,8 @@ def bias_gradient(op: str, rank: int, dy: Any, *, layout: str | None = None) -> 
     float_dtype(op, "dy", dy.dtype)
     lay = Layout(op, rank, layout)
     view = lay.first("dy", dy)
-    return view.sum(axis=(0, *range(2, rank + 2)))
+    with on_device(view):
+        return view.sum(axis=(0, *range(2, rank + 2)))
 
 
 def _gradient(lay: Layout, dy: Any, shape: Sizes) -> Any:
@@ -272,7 +341,7 @@ def pool(
     key = None
     if threads and type(x) is np.ndarray:
         key = _key(op, threads, builder, x, layout, indices, arguments, parameters)
-        ready = ready_pools.get(key)
+        ready = ready_calls.get(key)
         if ready is not None:
             result = ready(x, out)
             if result is not None:
@@ -299,14 +368,14 @@ def pool(
     if key is not None and x is given:  # not a copy in another byte order
         ready = ready_pool(choice, problem, x, lay.seen(shape), indices, threads)
         if ready is not None:
-            ready_pools[key] = ready
+            ready_calls[key] = ready
     return output.result(), None if positions is None else lay.back(positions), problem
 
 
 def _key(
-    op: str, threads: int, builder: Any, x: Any, layout: Any, indices: Any, arguments: Any, parameters: dict[str, Any]
+    op: str, threads: int, builder: Any, x: Any, layout: Any, option: Any, arguments: Any, parameters: dict[str, Any]
 ) -> Any:
-    """What a pooling depends on besides the elements of x; None where a dictionary cannot tell it apart.
+    """What a call depends on besides its arrays' elements; None where a dictionary cannot tell it apart.
 
     Equal numbers of different types (1, True, 1.0) are different arguments: some of them are errors.
     """
@@ -318,7 +387,7 @@ def _key(
                 continue
             if type(value) not in _SCALARS and (type(value) is not tuple or not _exact(value)):
                 return None
-    return (op, threads, builder, x.shape, x.dtype, layout, indices, values, *parameters, *types)
+    return (op, threads, builder, x.shape, x.dtype, layout, option, values, *parameters, *types)
 
 
 def pool_gradient(problem: PoolProblem, *arrays: Any, like: Any, batched: bool) -> Any:
@@ -414,17 +483,21 @@ def _positions(op: str, indices: Any, name: str, x: Any) -> Any:
         raise TypeError(
             f"{op}: indices must be int64 or int32 (as return_indices=True gives them), got {indices.dtype}"
         )
-    if device_of(x) != device_of(indices):
-        raise TypeError(f"{op}: {name} is on {device_of(x)} and indices on {device_of(indices)}; move one of them")
+    if place(x) != place(indices):
+        raise TypeError(f"{op}: {name} is on {place(x)} and indices on {place(indices)}; move one of them")
     return indices
 
 
 def _in_plane(op: str, indices: Any, geometry: PoolGeometry) -> None:
     plane = math.prod(geometry.input_size)
-    if indices.size and not (int(indices.min()) >= -1 and int(indices.max()) < plane):
+    if not indices.size:
+        return
+    with on_device(indices):
+        least, most = int(indices.min()), int(indices.max())
+    if not (least >= -1 and most < plane):
         raise ValueError(
             f"{op}: indices must lie in [0, {plane}), the positions of a plane of {geometry.input_size} "
-            f"(-1: nowhere); got {int(indices.min())} to {int(indices.max())}"
+            f"(-1: nowhere); got {least} to {most}"
         )
 
 

@@ -121,9 +121,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Of weights, split and order; default: 0.", show_default=False)
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu; cuda has no kernels yet; default: cpu.", show_default=False)
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cpu.", show_default=False)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory for the results; default: the next free runs/N.", show_default=False)
     ] = None,
@@ -205,6 +203,7 @@ def explain(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")] = "float32",
     direction: Annotated[str, typer.Option(help="forward, input (gradient) or weight (gradient).")] = "forward",
+    device: Annotated[str, typer.Option(help="cpu or cuda (no GPU is needed to ask).")] = "cpu",
     algorithm: Annotated[
         str | None, typer.Option(help="Force one: direct, im2col, reference, …", show_default=False)
     ] = None,
@@ -227,7 +226,8 @@ def explain(
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in parameters.items() if value is not None}
     with options(algorithm=algorithm) if algorithm else contextlib.nullcontext():
-        print(explain_operation(operation, _shape("input", input), dtype=dtype, direction=direction, **given))
+        shape = _shape("input", input)
+        print(explain_operation(operation, shape, dtype=dtype, direction=direction, device=device, **given))
 
 
 @overload

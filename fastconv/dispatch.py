@@ -10,6 +10,7 @@ every run. Choices are cached by problem and options, never by anything an array
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -23,9 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import measurements
+from .arrays import on_device
 from .autograd import array_module
 from .kernels.geometry import hashed_once
-from .pooled import ready_pools
+from .pooled import ready_calls
 from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
 
@@ -190,7 +192,7 @@ def _default_threads() -> int:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row weighed for a problem. ``refusal`` is None where it may run."""
+    """A row weighed for a problem. ``refusal`` is None where it may run; ``seconds`` is infinite where it cannot."""
 
     row: Row
     refusal: str | None
@@ -221,7 +223,8 @@ class Explanation:
         lines.append(f"  {'algorithm':<18}{'predicted':>12}{'workspace':>12}{'error bound':>13}  able")
         for c in self.rows:
             mark = ">" if c.algorithm == self.chosen else " "
-            seconds, workspace = f"{c.seconds * 1e3:.3f} ms", f"{c.workspace_bytes / 1024:.0f} KiB"
+            seconds = "-" if c.seconds == math.inf else f"{c.seconds * 1e3:.3f} ms"
+            workspace = f"{c.workspace_bytes / 1024:.0f} KiB"
             lines.append(
                 f"{mark} {c.algorithm:<18}{seconds:>12}{workspace:>12}{c.error_bound:>13.1e}  {c.refusal or 'yes'}"
             )
@@ -235,10 +238,11 @@ def candidates(problem: Problem, chosen: Options, threads: int) -> tuple[Candida
     for row in rows_for(problem.op, problem.direction, problem.device):
         refusal = row.refuses(problem)
         workspace = 0 if refusal else row.workspace_bytes(problem, threads)
+        seconds = math.inf if refusal else row.seconds(problem, threads)
         bound = row.bound(problem)
         if refusal is None:
             refusal = _limits(row, problem, chosen, workspace, bound, forced)
-        weighed.append(Candidate(row, refusal, row.seconds(problem, threads), workspace, bound))
+        weighed.append(Candidate(row, refusal, seconds, workspace, bound))
     return tuple(weighed)
 
 
@@ -272,10 +276,10 @@ def _limits(row: Row, problem: Problem, chosen: Options, workspace: int, bound: 
     return None
 
 
-def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> Candidate:
+def choose(problem: Problem, chosen: Options = Options(), threads: int = 1, op: str = "") -> Candidate:
     """The able row that was measured to be fastest, else the one with the least predicted time.
 
-    The reference is taken only where nothing else is able.
+    The reference is taken only where nothing else is able. ``op`` is the function's public name, for errors.
 
     >>> from fastconv.problem import conv_problem
     >>> choose(conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3))).algorithm
@@ -288,7 +292,7 @@ def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> C
     rows = candidates(problem, chosen, threads)
     able = [c for c in rows if c.able]
     if not able:
-        _raise_unable(problem, rows, chosen)
+        _raise_unable(op or problem.op, problem, rows, chosen)
     fast = [c for c in able if c.row.family != "reference"] or able
     predicted = min(fast, key=lambda c: c.seconds)
     return measurements.prefer(problem, threads, fast, predicted, chosen.deterministic)
@@ -297,15 +301,15 @@ def choose(problem: Problem, chosen: Options = Options(), threads: int = 1) -> C
 _choose_cached = lru_cache(maxsize=CACHED_CHOICES)(choose)
 
 
-def _raise_unable(problem: Problem, rows: tuple[Candidate, ...], chosen: Options) -> None:
+def _raise_unable(op: str, problem: Problem, rows: tuple[Candidate, ...], chosen: Options) -> None:
     if not rows:
         raise ValueError(
-            f"{problem.op}: no {problem.device} kernel for {problem.direction} yet; move the arrays to the CPU "
+            f"{op}: no {problem.device} kernel for {problem.direction} yet; move the arrays to the CPU "
             "(cupy.asnumpy) to run it there"
         )
     wanted = [c for c in rows if chosen.algorithm == "auto" or _named(c.row, chosen.algorithm)] or list(rows)
     reasons = "; ".join(f"{c.algorithm}: {c.refusal}" for c in wanted)
-    raise ValueError(f"{problem.op}: no kernel can run this ({problem}). {reasons}")
+    raise ValueError(f"{op}: no kernel can run this ({problem}). {reasons}")
 
 
 class _Probed(BaseException):
@@ -318,7 +322,7 @@ class _Probed(BaseException):
 def select(problem: Problem, algorithm: str = "auto", op: str = "", *, warn: bool = True) -> Candidate:
     """:func:`choose` under this thread's options; ``algorithm`` overrides them. Warns when it ends at the reference.
 
-    ``op`` is the function's public name, for the error about an unknown algorithm.
+    ``op`` is the function's public name, for errors.
     """
     chosen = _current.options
     if algorithm != "auto":
@@ -326,8 +330,8 @@ def select(problem: Problem, algorithm: str = "auto", op: str = "", *, warn: boo
         chosen = replace(chosen, algorithm=algorithm)
     threads = get_num_threads()
     if _current.probing:
-        raise _Probed(_explain(problem, chosen, threads))
-    choice = _choose_cached(problem, chosen, threads)
+        raise _Probed(_explain(problem, chosen, threads, op))
+    choice = _choose_cached(problem, chosen, threads, op)
     if warn and choice.row.family == "reference" and chosen.algorithm != "reference":
         message = f"only the float64 reference can run this within the limits set: {problem}"
         warnings.warn(message, SlowPathWarning, stacklevel=_outside())
@@ -368,9 +372,9 @@ def _settle(
     return Settled(problem, select(problem, algorithm, op, warn=False))
 
 
-def _explain(problem: Problem, chosen: Options, threads: int) -> Explanation:
+def _explain(problem: Problem, chosen: Options, threads: int, op: str) -> Explanation:
     rows = candidates(problem, chosen, threads)
-    best = choose(problem, chosen, threads)
+    best = choose(problem, chosen, threads, op)
     if _forced(problem, chosen):
         reason = f"algorithm={chosen.algorithm!r} was asked for"
     elif best.row.family == "reference":
@@ -380,7 +384,8 @@ def _explain(problem: Problem, chosen: Options, threads: int) -> Explanation:
     elif not chosen.deterministic and (measured := measurements.reason(problem, threads, best.algorithm)):
         reason = measured
     else:
-        reason = f"least predicted time of {ranked} kernels, {threads} thread{'s' * (threads > 1)}"
+        reason = f"least predicted time of {ranked} kernels"
+        reason += f", {threads} thread{'s' * (threads > 1)}" if problem.device == "cpu" else ""
     return Explanation(problem, rows, best.algorithm, reason)
 
 
@@ -446,8 +451,38 @@ class Workspace(threading.local):
         return fresh
 
 
+def device_workspace(like: Any, nbytes: int) -> Any:
+    """Scratch memory on the current GPU, None where none is needed. CuPy's memory pool hands the same block out again
+    without a wait, in the order of the current stream."""
+    return array_module(like).empty(nbytes, np.uint8) if nbytes else None
+
+
+class DeviceWorkspace:
+    """A plan's scratch memory on its GPU: a buffer for every thread and stream that calls it, kept as long as the plan,
+    so that later calls allocate nothing and a captured graph finds its buffer in place."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[int, int], Any] = {}
+
+    def get(self, like: Any, nbytes: int) -> Any:
+        """The buffer of the calling thread and the current stream, None where none is needed."""
+        if not nbytes:
+            return None
+        xp = array_module(like)
+        key = threading.get_ident(), xp.cuda.get_current_stream().ptr
+        buffer = self.buffers.get(key)
+        if buffer is None:
+            buffer = self.buffers[key] = xp.empty(nbytes, np.uint8)
+        return buffer
+
+
 _workspace = Workspace(KEPT_WORKSPACE)
 _generation = 0
+
+
+def shared_workspace(nbytes: int) -> np.ndarray:
+    """The calling thread's scratch memory, at least so long."""
+    return _workspace.get(nbytes, _generation)
 
 
 def execute(
@@ -458,15 +493,22 @@ def execute(
     threads: int | None = None,
     **keywords: Any,
 ) -> None:
-    """Run a chosen kernel on ready arrays, ``out`` last. ``workspace``: a plan's own, else the thread's shared one."""
-    kernel = resolve(choice.row.target)
-    if array_module(arrays[-1]) is np:
+    """Run a chosen kernel on ready arrays, ``out`` last. ``workspace``: a plan's own, else the thread's shared one.
+
+    Work on a GPU goes to CuPy's current stream of the arrays' device.
+    """
+    kernel, out = resolve(choice.row.target), arrays[-1]
+    if array_module(out) is np:
         threads = get_num_threads() if threads is None else threads
         if isinstance(problem, ConvProblem):
-            scratch = workspace or _workspace
-            keywords["workspace"] = scratch.get(choice.workspace_bytes, 0 if workspace else _generation)
-        keywords["threads"] = threads
-    kernel(problem.geometry, *arrays, **keywords)
+            take = workspace.get if workspace else shared_workspace
+            keywords["workspace"] = take(choice.workspace_bytes)
+        kernel(problem.geometry, *arrays, threads=threads, **keywords)
+        return
+    with on_device(out):
+        if choice.row.workspace is not None:
+            keywords["workspace"] = device_workspace(out, choice.workspace_bytes)
+        kernel(problem.geometry, *arrays, **keywords)
 
 
 # ---------------------------------------------------------------------------------------------------------- caches
@@ -508,5 +550,5 @@ def cache_clear() -> None:
     cached_problem.cache_clear()
     _settle_cached.cache_clear()
     _choose_cached.cache_clear()
-    ready_pools.clear()
+    ready_calls.clear()
     _workspace.get(0, _generation)

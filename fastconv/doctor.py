@@ -58,14 +58,18 @@ def cpu() -> dict[str, str]:
 
 
 def gpu() -> dict[str, str]:
-    """Whether there are kernels for CUDA, whether CuPy finds a device, and if not, why."""
-    if not cuda_kernels():
-        return {"cuda": f"no kernels yet; CuPy {'not ' if importlib.util.find_spec('cupy') is None else ''}found"}
+    """Whether CuPy finds a device, and if not, why; whether kernels can be compiled for it."""
     if importlib.util.find_spec("cupy") is None:
         return {"cuda": 'CuPy is not installed: python -m pip install "fastconv[cuda13]" (or cuda12)'}
+    return {**_devices(), "nvrtc": _compiler()}
+
+
+def _devices() -> dict[str, str]:
+    name = "CuPy"
     try:
         import cupy
 
+        name = f"CuPy {cupy.__version__}"
         count = cupy.cuda.runtime.getDeviceCount()
         devices = {}
         for i in range(count):
@@ -76,18 +80,18 @@ def gpu() -> dict[str, str]:
             )
         runtime = cupy.cuda.runtime.runtimeGetVersion()
     except Exception as error:  # a missing driver, library or device: each its own class in CuPy
-        return {"cuda": f"CuPy {installed('cupy')} finds no usable device: {_line(error)}"}
-    return {
-        "cuda": f"CuPy {cupy.__version__}, CUDA runtime {runtime // 1000}.{runtime % 1000 // 10}, {count} device(s)",
-        **devices,
-    }
+        return {"cuda": f"{name} finds no usable device: {_line(error)}"}
+    return {"cuda": f"{name}, CUDA runtime {runtime // 1000}.{runtime % 1000 // 10}, {count} device(s)", **devices}
 
 
-def cuda_kernels() -> bool:
-    """Whether any operation has a kernel for CUDA in the registry."""
-    from .registry import ROWS
+def _compiler() -> str:
+    from .kernels.cuda.module import nvrtc
 
-    return any(row.device == "cuda" for row in ROWS)
+    try:
+        version = nvrtc().getVersion()
+    except ImportError as error:
+        return _line(error)
+    return ".".join(map(str, version))
 
 
 def cache() -> dict[str, str]:
@@ -106,7 +110,8 @@ def cache() -> dict[str, str]:
 def clear_cache() -> tuple[Path, int, int]:
     """Remove the compiled kernels; returns the directory and what was in it, files and bytes.
 
-    Only what the compiler writes is removed (``*/*.nbi``, ``*/*.nbc``, ``*/lock``), whatever else the directory holds.
+    Only what the compilers write is removed (``*/*.nbi``, ``*/*.nbc``, ``*/lock``, ``cuda/*.cubin``), whatever else the
+    directory holds.
     """
     from .kernels.cpu.compile import cache_dir
 
@@ -115,7 +120,7 @@ def clear_cache() -> tuple[Path, int, int]:
         p
         for folder in directory.glob("*")
         for p in folder.glob("*")
-        if p.suffix in (".nbi", ".nbc") or p.name == "lock"
+        if p.suffix in (".nbi", ".nbc", ".cubin") or p.name == "lock"
     ]
     size = sum(p.stat().st_size for p in ours)
     for path in ours:

@@ -31,6 +31,7 @@ def explain_operation(
     weight_shape: tuple[int, ...] | None = None,
     dtype: str = "float32",
     direction: str = "forward",
+    device: str = "cpu",
     **parameters: Any,
 ) -> Explanation:
     """What :func:`fastconv.explain` says of an operation on arrays of these shapes; none is computed with.
@@ -39,6 +40,8 @@ def explain_operation(
     'direct'
     >>> explain_operation("conv2d", (1, 8, 16, 16), weight_shape=(8, 8, 3, 3), direction="weight").problem.direction
     'grad_weight'
+    >>> explain_operation("avg_pool2d", (1, 8, 16, 16), device="cuda", kernel_size=2).problem.device
+    'cuda'
 
     Parameters
     ----------
@@ -46,6 +49,7 @@ def explain_operation(
     input_shape, weight_shape : of x and, for convolutions, of the weights.
     dtype : ``"float32"``, ``"float64"``, ``"float16"`` or ``"bfloat16"``.
     direction : ``"forward"``, or the gradient of ``"input"`` or ``"weight"``.
+    device : ``"cpu"`` or ``"cuda"``; no GPU is needed to ask.
     parameters : what else the operation takes by name.
 
     Raises
@@ -56,6 +60,8 @@ def explain_operation(
         raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}; got {operation!r}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
     kind, _ = OPERATIONS[operation]
     directions = ("forward", "input", "weight") if kind.startswith("conv") else ("forward", "input")
     if direction not in directions:
@@ -69,8 +75,12 @@ def explain_operation(
     if kind == "max_unpool":
         arrays["indices"] = np.zeros(input_shape, np.int64)
     _check_parameters(operation, function, arrays | parameters)
-    why = explain(function, **arrays, **parameters)
-    return why if direction == "forward" else explain(select, gradient_problem(why.problem, direction))
+    if device == "cpu":
+        why = explain(function, **arrays, **parameters)
+        return why if direction == "forward" else explain(select, gradient_problem(why.problem, direction))
+    with options(algorithm="auto"):  # of the CPU's kernels only the problem is wanted
+        problem = replace(explain(function, **arrays, **parameters).problem, device=device)
+    return explain(select, problem if direction == "forward" else gradient_problem(problem, direction), op=operation)
 
 
 def gradient_problem(problem: Problem, of: str) -> Problem:

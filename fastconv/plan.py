@@ -2,19 +2,30 @@
 
 A plan fixes the shapes and the parameters, chooses the kernel, and keeps its own copy of the weights, already packed
 the way that kernel reads them. Calls then only check x and run. Each calling thread owns its workspace, so one plan
-serves many threads.
+serves many threads; on a GPU each thread and stream, and after its first call ``plan(x, out=y)`` allocates nothing.
+
+A CUDA graph may hold such calls: run the plan once on the stream that will capture, which compiles and allocates, then
+capture. The graph uses the plan's weights and workspace, so keep the plan as long as the graph::
+
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        plan(x, out=y)
+        stream.begin_capture()
+        plan(x, out=y)
+        graph = stream.end_capture()
+    graph.launch()
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import call
-from .arrays import as_dtype, device_of, float_dtype, intake, same_kind
+from .arrays import as_dtype, device_of, empty, float_dtype, intake, on_device, same_kind, span
 from .autograd import Tensor, array_module, is_grad_enabled
 from .dispatch import (
     Candidate,
+    DeviceWorkspace,
     Explanation,
     Workspace,
     explain,
@@ -25,6 +36,21 @@ from .kernels.geometry import Sizes
 from .problem import ConvProblem, IntOrSequence, Padding, conv_problem, conv_transpose_problem
 from .ranks import per_rank
 from .registry import resolve
+
+KNOWN = 64
+"""Kinds of arguments on a GPU that a plan remembers having checked."""
+
+
+class Known(NamedTuple):
+    """Arguments that a plan has checked: the bytes that x and out lie between, counted from their first elements."""
+
+    given: tuple[int, int]
+    made: tuple[int, int]
+
+
+def _likeness(x: Any) -> tuple[Any, ...]:
+    """What a plan checks of a CuPy array."""
+    return x.shape, x.strides, x.dtype, x.data.device_id
 
 
 class ConvPlan:
@@ -39,14 +65,19 @@ class ConvPlan:
         self._layout = lay
         self._why = why
         self._choice: Candidate = select(problem, algorithm, lay.op)
-        self._bias = None if bias is None else bias.copy()
         prepare = self._choice.row.prepare
         g = problem.geometry
-        packed = resolve(prepare)(g, w) if prepare else None
-        self._w = None if packed is not None else w.copy()
-        self._workspace = Workspace()
-        self._like = array_module(w).empty(0, w.dtype)
+        with on_device(w):
+            self._bias = None if bias is None else bias.copy()
+            packed = resolve(prepare)(g, w) if prepare else None
+            self._w = None if packed is not None else w.copy()
+            self._like = array_module(w).empty(0, w.dtype)
+            if problem.device == "cuda":  # any stream may call, whichever packed the weights
+                array_module(w).cuda.get_current_stream().synchronize()
         self._on_cpu = problem.device == "cpu"
+        self._workspace = Workspace()
+        self._scratch = DeviceWorkspace()
+        self._known: dict[Any, Known] = {}
         keywords: dict[str, Any] = {"threads": get_num_threads()} if self._on_cpu else {}
         kernel = resolve(self._choice.row.target)
         self._kernel = partial(kernel, g, activation=problem.activation, packed=packed, **keywords)
@@ -73,6 +104,10 @@ class ConvPlan:
 
     def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
         lay = self._layout
+        if not self._on_cpu and residual is None:
+            again = self._again(x, out)
+            if again is not None:
+                return again
         if isinstance(x, Tensor) or isinstance(residual, Tensor):
             return self._call_tensor(x, residual, out)
         x = intake(lay.op, "x", x)
@@ -97,12 +132,47 @@ class ConvPlan:
                 )
             other = lay.view("residual", residual)
         output = call.Output(lay, out, x, self._output, x, residual)
-        if self._on_cpu:
-            workspace = self._workspace.get(self._choice.workspace_bytes)
-            self._kernel(view, self._w, self._bias, other, output.target, workspace=workspace)
-        else:
-            self._kernel(view, self._w, self._bias, other, output.target)
+        self.run(view, other, output.target)
+        if not self._on_cpu and residual is None and len(self._known) < KNOWN:
+            spans = ((0, 0) if a is None else span(a.shape, a.strides, a.itemsize) for a in (x, out))
+            self._known[_likeness(x), out if out is None else _likeness(out)] = Known(*spans)
         return output.result()
+
+    def run(self, x: Any, residual: Any, out: Any) -> None:
+        """The kernel on arrays that are known to fit, all of them (N, C, *spatial) whatever the layout: views, for
+        callers that have checked them already."""
+        nbytes = self._choice.workspace_bytes
+        if self._on_cpu:
+            self._kernel(x, self._w, self._bias, residual, out, workspace=self._workspace.get(nbytes))
+            return
+        with on_device(x):
+            workspace = self._scratch.get(x, nbytes)
+            self._kernel(x, self._w, self._bias, residual, out, workspace=workspace)
+
+    @property
+    def logical_output(self) -> Sizes:
+        """The shape of the ``out`` of :meth:`run`: (N, C, *spatial)."""
+        return self._output
+
+    def _again(self, x: Any, out: Any) -> Any:
+        """The result for CuPy arrays that are like those of an earlier call, which need no checks; None for others."""
+        if type(x) is not type(self._like) or not (out is None or type(out) is type(x)):
+            return None
+        known = self._known.get((_likeness(x), out if out is None else _likeness(out)))
+        if known is None:
+            return None
+        lay = self._layout
+        with on_device(x):
+            if out is None:
+                target = empty(x, self._output, lay.name)
+            else:
+                start, end = x.data.ptr, out.data.ptr
+                if start + known.given[0] < end + known.made[1] and end + known.made[0] < start + known.given[1]:
+                    return None  # they overlap
+                target = lay.view("out", out)
+            workspace = self._scratch.get(x, self._choice.workspace_bytes)
+            self._kernel(lay.view("x", x), self._w, self._bias, None, target, workspace=workspace)
+        return lay.back(target) if out is None else out
 
     def _call_tensor(self, x: Any, residual: Any, out: Any) -> Tensor:
         tensors = [v for v in (x, residual) if isinstance(v, Tensor)]

@@ -57,16 +57,16 @@ class Ready:
         return y, positions, self.problem
 
 
-class ReadyPools(dict[Any, Ready]):
-    """The poolings kept; the oldest goes when there are too many."""
+class ReadyCalls(dict[Any, Any]):
+    """The poolings and convolutions kept; the oldest goes when there are too many."""
 
-    def __setitem__(self, key: Any, ready: Ready) -> None:
+    def __setitem__(self, key: Any, ready: Any) -> None:
         for oldest in list(self)[: len(self) - KEPT + 1] if len(self) >= KEPT else ():
             self.pop(oldest, None)  # another thread may have been quicker
         super().__setitem__(key, ready)
 
 
-ready_pools = ReadyPools()
+ready_calls = ReadyCalls()
 
 
 def ready_pool(

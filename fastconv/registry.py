@@ -34,6 +34,16 @@ from .costs import (
     reference_seconds,
     winograd_seconds,
 )
+from .costs_cuda import (
+    cuda_depthwise_seconds,
+    cuda_direct_seconds,
+    cuda_gemm_seconds,
+    cuda_gemm_weight_seconds,
+    cuda_pointwise_seconds,
+    cuda_pool_seconds,
+    cuda_winograd_fused_seconds,
+    cuda_winograd_seconds,
+)
 from .kernels.winograd_matrices import VARIANTS, Variant
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
@@ -49,7 +59,8 @@ class Row:
     Variants of one algorithm share a ``family``; left out, it is the algorithm's own name. An algorithm that computes
     outputs by tiles from common intermediate numbers names the ``tile``, its outputs along the last axes: ``bound`` is
     then relative to the neighbourhood of an output (see :func:`winograd_bound`). Its integers are exact in float64
-    where the weights are multiples of ``integer_scale``, and only there.
+    where the weights are multiples of ``integer_scale``, and only there. ``instances`` names the function that lists
+    what a CUDA kernel may launch: :class:`fastconv.kernels.cuda.module.Instance`, each compiled by a test.
     """
 
     op: str
@@ -65,6 +76,7 @@ class Row:
     typical: Callable[[Any], float]
     workspace: str | None = None
     prepare: str | None = None
+    instances: str | None = None
     family: str = ""
     deterministic: bool = True
     precision: str = "ieee"
@@ -186,10 +198,21 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
     return None
 
 
+def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
+    if problem.direction == "grad_input" and problem.geometry.padding_mode != "zeros":
+        return "folds no padded gradient"
+    return winograd_why_not(variant, problem)
+
+
 def _plane_too_large(problem: PoolProblem) -> str | None:
     g = problem.geometry
     plane = math.prod(g.input_size) * (g.channels if problem.layout == "channels_last" else 1)
     return None if plane < 2**31 else f"counts positions in 32 bits, a plane has {plane} elements"
+
+
+def _cuda_plane_too_large(problem: PoolProblem) -> str | None:
+    plane = math.prod(problem.geometry.input_size)
+    return None if plane < 2**31 else f"counts positions of a plane in 32 bits, there are {plane}"
 
 
 def is_pointwise(problem: ConvProblem) -> str | None:
@@ -213,6 +236,15 @@ def not_narrow(problem: ConvProblem) -> str | None:
     return f"is for groups of at most {NARROW_GROUP} channels, here there {count} of {inputs}"
 
 
+def not_cuda_depthwise(problem: ConvProblem) -> str | None:
+    g = problem.geometry
+    if g.in_channels != g.groups:
+        return f"is for groups of one input channel, here they have {g.in_channels // g.groups}"
+    if problem.direction == "grad_input" and g.padding_mode != "zeros":
+        return f"gathers input gradients of zero padding, not {g.padding_mode}"
+    return None
+
+
 def no_bfloat16_products(problem: ConvProblem) -> str | None:
     if problem.direction == "grad_input" and problem.geometry.padding_mode != "zeros":
         return "folds no padded gradient, which would have to be held in float32"
@@ -220,10 +252,24 @@ def no_bfloat16_products(problem: ConvProblem) -> str | None:
     return reason
 
 
+def not_a_cuda_product(problem: ConvProblem) -> str | None:
+    g = problem.geometry
+    if problem.direction == "grad_input" and g.padding_mode != "zeros":
+        return f"folds no gradient of an input padded by {g.padding_mode}"
+    if g.batch * max(math.prod(g.input_size), math.prod(g.output_size)) >= 2**31:
+        return "counts positions in 32 bits"
+    return None
+
+
+def not_a_cuda_pointwise(problem: ConvProblem) -> str | None:
+    return not_pointwise(problem) or not_a_cuda_product(problem)
+
+
 # ---------------------------------------------------------------------------------------------------------- the table
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 CPU = "fastconv.kernels.cpu."
+CUDA = "fastconv.kernels.cuda."
 REFERENCE = "fastconv.kernels.reference:"
 
 CORRELATIONS = ("forward", "grad_input")
@@ -255,6 +301,45 @@ def _conv(
         )
 
 
+def _cuda_conv(
+    algorithm: str, summary: str, seconds: Callable[[Any, int], float], *, directions: tuple[str, ...] = CORRELATIONS,
+    module: str = "", workspaces: tuple[str, ...] = (), prepared: tuple[str, ...] = (), **more: Any,
+) -> Iterator[Row]:  # fmt: skip
+    """A CUDA convolution, a row a direction, all in one module of ``kernels/cuda``.
+
+    ``module:direction`` launches, ``module:direction_instances`` lists what it may launch; ``workspaces`` are the
+    directions with a ``module:direction_workspace``, ``prepared`` those with a ``module:pack_direction``. ``more`` are
+    further fields.
+    """
+    home = f"{CUDA}{module or algorithm}:"
+    fields: dict[str, Any] = {"dtypes": FLOATS, "why_not": always, "bound": sum_bound, "typical": sum_typical} | more
+    for direction in directions:
+        yield Row(
+            op="conv",
+            direction=direction,
+            device="cuda",
+            algorithm=algorithm,
+            target=f"{home}{direction}",
+            instances=f"{home}{direction}_instances",
+            prepare=f"{home}pack_{direction}" if direction in prepared else None,
+            workspace=f"{home}{direction}_workspace" if direction in workspaces else None,
+            summary=summary,
+            seconds=seconds,
+            **fields,
+        )
+
+
+def _winograd_fields(variant: Variant) -> dict[str, Any]:
+    """Fields that a variant's rows have on every device."""
+    return {
+        "family": "winograd",
+        "bound": partial(winograd_bound, variant),
+        "typical": partial(winograd_typical, variant),
+        "tile": (variant.rows[0], variant.columns[0]),
+        "integer_scale": variant.denominator,
+    }
+
+
 def _winograd(variant: Variant) -> Iterator[Row]:
     """A variant of Winograd convolution."""
     m = "x".join(str(outputs) for outputs, taps in (variant.rows, variant.columns) if taps > 1)
@@ -265,13 +350,27 @@ def _winograd(variant: Variant) -> Iterator[Row]:
         workspace=f"winograd_blocking:{variant.name}.{{}}",
         module="winograd",
         variant=variant.name,
-        family="winograd",
         dtypes=("float32", "float64"),
         why_not=partial(winograd_why_not, variant),
-        bound=partial(winograd_bound, variant),
-        typical=partial(winograd_typical, variant),
-        tile=(variant.rows[0], variant.columns[0]),
-        integer_scale=variant.denominator,
+        **_winograd_fields(variant),
+    )
+
+
+def _cuda_winograd(
+    name: str, summary: str, seconds: Callable[[Any, int], float], *, module: str = "winograd"
+) -> Iterator[Row]:
+    """A variant of Winograd convolution on CUDA."""
+    (variant,) = (v for v in VARIANTS if v.name == name)
+    return _cuda_conv(
+        f"winograd_{name}",
+        summary,
+        seconds,
+        module=module,
+        workspaces=CORRELATIONS,
+        prepared=CORRELATIONS,
+        dtypes=("float32",),
+        why_not=partial(cuda_winograd_why_not, variant),
+        **_winograd_fields(variant),
     )
 
 
@@ -288,6 +387,26 @@ def _pool(op: str, stem: str, summary: str) -> Iterator[Row]:
             dtypes=FLOATS,
             why_not=_plane_too_large,
             seconds=pool_seconds,
+            bound=sum_bound,
+            typical=sum_typical,
+        )
+
+
+def _cuda_pool(op: str, stem: str, summary: str, forward: str, gradient: str) -> Iterator[Row]:
+    """A CUDA pooling, adaptive windows included, and its gradient; ``forward`` and ``gradient`` name their kernels in
+    ``kernels/cuda/pool.py``."""
+    for direction, kernels in (("forward", forward), ("grad_input", gradient)):
+        yield Row(
+            op=op,
+            direction=direction,
+            device="cuda",
+            algorithm="direct",
+            target=f"{CUDA}pool:{stem}_{direction}",
+            instances=f"{CUDA}pool:{kernels}.instances",
+            summary=summary,
+            dtypes=FLOATS,
+            why_not=_cuda_plane_too_large,
+            seconds=cuda_pool_seconds,
             bound=sum_bound,
             typical=sum_typical,
         )
@@ -365,6 +484,65 @@ ROWS: tuple[Row, ...] = (
     *_pool("avg_pool", "avg", "mean of each window"),
     *_pool("lp_pool", "lp", "p-norm of each window"),
     *_pool("max_unpool", "unpool", "values scattered to the positions of their indices"),
+    *_cuda_conv(
+        "direct",
+        "8 output channels a thread, weights through shared memory",
+        cuda_direct_seconds,
+        directions=(*CORRELATIONS, "grad_weight"),
+        workspaces=("grad_weight",),
+    ),
+    *_cuda_conv(
+        "im2col",
+        "the im2col matrix, read tile by tile, times the weights",
+        cuda_gemm_seconds,
+        dtypes=("float32",),
+        why_not=not_a_cuda_product,
+        workspaces=CORRELATIONS,
+        prepared=CORRELATIONS,
+    ),
+    *_cuda_conv(
+        "im2col",
+        "the im2col matrix times dy, positions split among blocks",
+        cuda_gemm_weight_seconds,
+        directions=("grad_weight",),
+        module="im2col_weight",
+        dtypes=("float32",),
+        why_not=not_a_cuda_product,
+        workspaces=("grad_weight",),
+    ),
+    *_cuda_conv(
+        "pointwise",
+        "1x1: the weights times the planes, four positions at a time",
+        cuda_pointwise_seconds,
+        dtypes=("float32",),
+        why_not=not_a_cuda_pointwise,
+        workspaces=CORRELATIONS,
+        prepared=CORRELATIONS,
+    ),
+    *_cuda_winograd(
+        "f2x2_3x3",
+        "16 products for 2x2 outputs of 9 taps each, in one kernel; stride 1",
+        cuda_winograd_fused_seconds,
+        module="winograd_fused",
+    ),
+    *_cuda_winograd(
+        "f4x4_3x3",
+        "36 products for 4x4 outputs of 9 taps each, transformed in chunks; stride 1",
+        cuda_winograd_seconds,
+    ),
+    *_cuda_conv(
+        "depthwise",
+        "a tile of one channel a thread, weights in registers",
+        cuda_depthwise_seconds,
+        directions=(*CORRELATIONS, "grad_weight"),
+        workspaces=("grad_weight",),
+        why_not=not_cuda_depthwise,
+    ),
+    *_cuda_pool("max_pool", "max", "largest of each window, the first one wins", "EXTREME", "PICK_GRADIENT"),
+    *_cuda_pool("min_pool", "min", "smallest of each window, the first one wins", "EXTREME", "PICK_GRADIENT"),
+    *_cuda_pool("avg_pool", "avg", "mean of each window", "AVERAGE", "AVERAGE_GRADIENT"),
+    *_cuda_pool("lp_pool", "lp", "p-norm of each window", "NORM", "NORM_GRADIENT"),
+    *_cuda_pool("max_unpool", "unpool", "winners of a piece of a plane in shared memory", "UNPOOL", "UNPOOL_GRADIENT"),
     *_reference("conv", "", "forward", "grad_input", "grad_weight"),
     *_reference("max_pool", "max_", "forward", "grad_input"),
     *_reference("min_pool", "min_", "forward", "grad_input"),

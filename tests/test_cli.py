@@ -74,13 +74,17 @@ def test_a_group_without_command_prints_its_help_alone(group: list[str], invoke:
     assert ok(invoke(*group)) == ok(invoke(*group, "--help"))
 
 
-def test_help_and_doctor_say_whether_cuda_has_kernels(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_what_there_is_of_cuda(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert ("cuda has no kernels yet" in ok(invoke("train", "--help"))) is not doctor.cuda_kernels()
-    monkeypatch.setattr(doctor, "cuda_kernels", lambda: False)
-    assert re.search(r"  cuda +no kernels yet; CuPy (not )?found\n", ok(invoke("doctor")))
-    monkeypatch.setattr(doctor, "cuda_kernels", lambda: True)
-    assert "no kernels yet" not in doctor.gpu()["cuda"]
+    said = ok(invoke("doctor"))
+    if "CuPy is not installed" not in said:
+        assert re.search(
+            r"  cuda +CuPy \d+\.\S+(, CUDA runtime \d+\.\d, \d+ device\(s\)| finds no usable device: .+)\n", said
+        )
+        assert re.search(r"  nvrtc +(\d+\.\d+|NVRTC cannot be loaded: .+)\n", said)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    assert list(doctor.gpu()) == ["cuda"]
+    assert "CuPy is not installed" in doctor.gpu()["cuda"]
 
 
 def test_help_names_the_defaults_of_training(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +137,7 @@ MISTAKES = [
     ("explain conv2d --input 1x2x8x8 --weight 2x2x3x3 --dtype int8", "dtype must be one of float32"),
     ("explain conv2d --input 1x2x8x8 --weight 2x2x3x3 --algorithm best", "algorithm must be 'auto' or one of"),
     ("explain conv2d --input 1x2x8x8 --weight 2x2x3x3 --direction up", "must be one of forward, input, weight;"),
+    ("explain conv2d --input 1x2x8x8 --weight 2x2x3x3 --device tpu", "device must be cpu or cuda, got 'tpu'"),
     ("explain conv2d --input 1x2x8x8 --weight 2x2x3x3 --kernel-size 2", "conv2d takes no kernel_size; it takes x"),
     ("explain max_pool2d --input 1x2x8x8", "max_pool2d needs kernel_size"),
     ("explain max_pool2d --input 1x2x8x8 --weight 2x2x3x3", "max_pool2d has no weights"),
@@ -166,10 +171,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         cli.main(["--debug", "filter", str(tmp_path / "none.png")])
 
 
-def test_a_gpu_that_is_missing_is_one_clear_line(
-    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "cuda_kernels", lambda: True)  # as it will be
+def test_a_gpu_that_is_missing_is_one_clear_line(invoke: Invoke, tmp_path: Path) -> None:
     if "device 0" in doctor.gpu():
         pytest.skip("a CUDA device is here")
     status, _, err = invoke("train", "--device", "cuda", "--out", tmp_path / "run")
@@ -277,6 +279,16 @@ def test_ctrl_c_saves_and_resume_continues(invoke: Invoke, tmp_path: Path) -> No
 
 
 # ----------------------------------------------------------------------------------------------------------- explain
+
+
+def test_explain_for_a_gpu_needs_none(invoke: Invoke) -> None:
+    arguments = ("explain", "conv2d", "--input", "1x64x56x56", "--weight", "64x64x3x3", "--device", "cuda")
+    out = ok(invoke(*arguments, "--algorithm", "direct"))
+    assert "chosen: direct (algorithm='direct' was asked for)" in out
+    for direction in ("forward", "input", "weight"):
+        out = ok(invoke(*arguments, "--direction", direction))
+        assert "reference" not in out
+        assert "cuda" in out.partition("\n")[0]
 
 
 def test_explain_lists_every_row(invoke: Invoke) -> None:

@@ -136,6 +136,9 @@ def test_the_default_error_limit_admits_small_winograd_tiles_only():
     strided = conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3), stride=2)
     with pytest.raises(ValueError, match=r"winograd_f4x4_3x3: computes stride 1, not \(2, 2\)"):
         choose(strided, Options(algorithm="winograd"))
+    for function in (fc.conv2d, fc.plan_conv2d):
+        with pytest.raises(ValueError, match=rf"^{function.__name__}: no kernel can run this"):
+            function(X if function is fc.conv2d else X.shape, W, stride=2, algorithm="winograd")
 
 
 def test_a_slow_path_warns():
@@ -150,7 +153,8 @@ def test_a_slow_path_warns():
         fc.conv2d(X, W)
 
 
-def test_a_device_without_kernels_says_so():
+def test_a_device_without_kernels_says_so(monkeypatch):
+    monkeypatch.setattr(dispatch, "rows_for", lambda *of: ())
     with pytest.raises(ValueError, match="no cuda kernel for forward yet; move the arrays to the CPU"):
         choose(replace(PROBLEM, device="cuda"))
 

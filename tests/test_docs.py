@@ -15,6 +15,7 @@ import typer
 
 import fastconv
 from fastconv.cli import app
+from tests.support import require
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +34,8 @@ def installed_modules() -> list[str]:
 
 @pytest.mark.parametrize("name", installed_modules())
 def test_docstring_examples(name: str) -> None:
+    if name.startswith("fastconv.backends.torch"):
+        require("torch")
     module = importlib.import_module(name)
     finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(optionflags=FLAGS)
     report: list[str] = []
@@ -51,6 +54,8 @@ def code_blocks(page: Path, language: str) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page's blocks in order, in one namespace: sessions with ``>>>`` must print what is written."""
+    if page.stem == "pytorch":
+        require("torch")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": page.stem}
     runner, report = doctest.DocTestRunner(optionflags=FLAGS), list[str]()

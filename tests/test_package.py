@@ -16,6 +16,8 @@ import pytest
 
 import fastconv
 
+from tests.support import require
+
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     "numba", "llvmlite", "scipy", "sklearn", "matplotlib", "safetensors", "PIL", "typer", "rich", "click", "cupy",
@@ -28,7 +30,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("kernels.reference", "kernels.cpu.*", "kernels.cuda.*"),
     ("problem", "arrays"),
     ("machine", "problem_files", "measurements"),
-    ("costs", "pooled", "registry"),
+    ("costs", "costs_cuda", "pooled", "registry"),
     ("dispatch",),
     ("call", "functional", "grad", "plan"),
     (
@@ -217,16 +219,26 @@ def test_the_wheel_holds_every_source_file(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_every_module_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
-    zipfile.ZipFile(wheel).extractall(tmp_path)
-    modules = sorted("fastconv" + "." * bool(m) + m for m in MODULES if m != "__main__")
+def import_from(wheel: Path, folder: Path, modules: list[str]) -> None:
+    zipfile.ZipFile(wheel).extractall(folder)
+    names = sorted("fastconv" + "." * bool(m) + m for m in modules)
     printed = run(
-        "import importlib\n" + "\n".join(f"print(importlib.import_module({m!r}).__file__)" for m in modules),
-        PYTHONPATH=str(tmp_path),
+        "import importlib\n" + "\n".join(f"print(importlib.import_module({m!r}).__file__)" for m in names),
+        PYTHONPATH=str(folder),
     )
     files = printed.splitlines()
-    assert len(files) == len(modules)
-    assert [f for f in files if not Path(f).is_relative_to(tmp_path)] == []
+    assert len(files) == len(names) > 0
+    assert [f for f in files if not Path(f).is_relative_to(folder)] == []
+
+
+def test_every_module_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Without any optional library: those that serve one are the next test's."""
+    import_from(wheel, tmp_path, [m for m in MODULES if m != "__main__" and not m.startswith("backends.")])
+
+
+def test_the_torch_backend_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    require("torch")
+    import_from(wheel, tmp_path, [m for m in MODULES if m.startswith("backends.torch")])
 
 
 def test_the_wheel_says_what_the_project_is(wheel: Path) -> None:

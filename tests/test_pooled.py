@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv.pooled import ready_pools
+from fastconv.pooled import ready_calls
 
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("max_pool2d", (3,), {"stride": 2, "padding": 1}),
@@ -37,7 +38,7 @@ def images(layout: str | None = None, dtype: Any = np.float32) -> np.ndarray[Any
 def test_the_second_call_gives_what_the_first_gave(name: str, arguments: Any, keywords: Any, layout: Any) -> None:
     function, x = getattr(fc, name), images(layout)
     results = [function(x, *arguments, layout=layout, **keywords) for _ in range(2)]
-    assert len(ready_pools) == 1
+    assert len(ready_calls) == 1
     if isinstance(results[0], tuple):
         for a, b in zip(*results, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -97,11 +98,58 @@ def test_options_and_explain_still_count() -> None:
     with fc.options(algorithm="reference"):
         assert fc.explain(fc.max_pool2d, x, 2).chosen == "reference"
         np.testing.assert_array_equal(fc.max_pool2d(x, 2), fc.max_pool2d(x, 2))
-    assert len(ready_pools) == 1
+    assert len(ready_calls) == 1
     fc.cache_clear()
-    assert len(ready_pools) == 0
+    assert len(ready_calls) == 0
 
 
 def test_empty_batches() -> None:
     for _ in range(2):
         assert fc.max_pool2d(np.zeros((0, 3, 8, 8), np.float32), 2).shape == (0, 3, 4, 4)
+
+
+# ------------------------------------------------------------------------------------------------------ convolutions
+
+
+@pytest.mark.parametrize("layout", [None, "channels_last"])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_the_second_convolution_gives_what_the_first_gave(name: str, batched: bool, layout: Any) -> None:
+    function, x = getattr(fc, name), images(layout)
+    x = x if batched else x[0]
+    w = np.random.default_rng(6).integers(-4, 5, (4, 3, 3, 3) if name == "conv2d" else (3, 4, 3, 3)).astype(x.dtype)
+    bias = np.arange(4, dtype=x.dtype)
+    call = partial(function, x, w, bias, padding=1, layout=layout, activation="relu")
+    first = call()
+    assert len(ready_calls) == 1
+    out = np.full_like(first, np.nan)
+    inside = np.zeros((*first.shape[:-1], 2 * first.shape[-1]), x.dtype)[..., ::2]
+    for result in (call(), call(out=out), call(out=inside)):
+        np.testing.assert_array_equal(result, first)
+    assert len(ready_calls) == 1
+    with pytest.raises(ValueError, match="out must have the shape"):
+        call(out=out[..., :-1])
+    if name == "conv2d" and first.shape == x.shape:
+        overlapping = x.copy()
+        np.testing.assert_array_equal(function(overlapping, w, out=overlapping), first)
+
+
+def test_convolutions_are_told_apart() -> None:
+    x, w = images(), np.ones((3, 3, 3, 3), np.float32)
+    plain = fc.conv2d(x, w)
+    assert fc.conv2d(x.astype(np.float64), w.astype(np.float64)).dtype == np.float64
+    np.testing.assert_array_equal(fc.conv2d(x.astype(">f4"), w), plain)
+    np.testing.assert_array_equal(fc.conv2d(x, w.astype(">f4")), plain)
+    assert fc.conv2d(x, w, stride=2).shape == (2, 3, 3, 4)
+    assert fc.conv2d(x, w, np.ones(3, np.float32))[0, 0, 0, 0] == plain[0, 0, 0, 0] + 1
+    with pytest.raises(TypeError, match="stride must be"):
+        fc.conv2d(x, w, stride=True)
+    with pytest.raises(TypeError, match="one dtype"):
+        fc.conv2d(x, w.astype(np.float64))
+    with pytest.raises(ValueError, match="bias must have"):
+        fc.conv2d(x, w, np.ones(2, np.float32))
+    with fc.options(algorithm="im2col"):
+        assert fc.explain(fc.conv2d, x, w).chosen == "im2col"
+    for _ in range(2):
+        with fc.options(workspace_limit=0), pytest.warns(fc.SlowPathWarning):
+            fc.conv2d(x, w)

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from fastconv.problem import adaptive_pool_problem, conv_problem, pool_problem, unpool_problem
 from fastconv.registry import ROWS, families, gamma, sum_bound, sum_typical
-from fastconv.testing import check_row
 
-FAST = [row for row in ROWS if row.family != "reference" and row.device == "cpu"]
+from .support import hold
+
+FAST = [row for row in ROWS if row.family != "reference"]
 CONV_ROWS = [row for row in FAST if row.op == "conv"]
 POOL_ROWS = [row for row in FAST if row.op != "conv"]
 
@@ -70,26 +70,32 @@ CONVS = {
 
 @pytest.mark.parametrize("row", CONV_ROWS, ids=lambda r: r.name)
 def test_convolution_rows_hold_their_bounds(row):
-    problems = [replace(p, direction=row.direction, dtype=dtype) for p in CONVS.values() for dtype in dtypes(row)]
+    problems = [
+        replace(p, direction=row.direction, device=row.device, dtype=dtype)
+        for p in CONVS.values()
+        for dtype in dtypes(row)
+    ]
     for problem in accepted(row, problems):
-        check_row(row, problem, rng=np.random.default_rng(0), integers=True)
-        check_row(row, problem, rng=np.random.default_rng(1), integers=False, threads=2)
+        hold(row, problem, seed=0, integers=True)
+        hold(row, problem, seed=1, integers=False, threads=2)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("row", CONV_ROWS, ids=lambda r: r.name)
 def test_sixteen_bit_rows_accumulate_in_float32(row, dtype):
     if dtype not in row.dtypes:
-        assert dtype in (row.refuses(replace(CONVS["deep"], direction=row.direction, dtype=dtype)) or "")
+        assert dtype in (
+            row.refuses(replace(CONVS["deep"], direction=row.direction, device=row.device, dtype=dtype)) or ""
+        )
         return
     names = ("above_a_tile", "deep", "dilated", "depthwise", "circular", "pointwise")
     problems = [
-        replace(CONVS[name], direction=row.direction, dtype=dtype, layout=layout)
+        replace(CONVS[name], direction=row.direction, device=row.device, dtype=dtype, layout=layout)
         for name in names
         for layout in ("channels_first", "channels_last")
     ]
     for problem in accepted(row, problems):
-        check_row(row, problem, rng=np.random.default_rng(0), integers=False, threads=2)
+        hold(row, problem, seed=0, integers=False, threads=2)
 
 
 @pytest.mark.parametrize("row", [r for r in CONV_ROWS if r.direction != "grad_weight"], ids=lambda r: r.name)
@@ -99,6 +105,7 @@ def test_epilogues_are_fused(row):
         replace(
             CONVS[name],
             direction=row.direction,
+            device=row.device,
             bias=bias,
             residual=residual,
             activation=activation,
@@ -109,7 +116,7 @@ def test_epilogues_are_fused(row):
         for bias, residual in ((True, True), (True, False), (False, True))
     ]
     for problem in accepted(row, problems):
-        check_row(row, problem, rng=np.random.default_rng(0), integers=False)
+        hold(row, problem, seed=0, integers=False)
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -140,15 +147,20 @@ def test_pooling_rows_hold_their_bounds(row, layout):
         every += problems
     floats = ("float32", "float64", "bfloat16")
     for problem in accepted(
-        row, [replace(p, direction=row.direction, dtype=dtype, layout=layout) for p in every for dtype in floats]
+        row,
+        [
+            replace(p, direction=row.direction, device=row.device, dtype=dtype, layout=layout)
+            for p in every
+            for dtype in floats
+        ],
     ):
-        check_row(row, problem, rng=np.random.default_rng(0), integers=True)
-        check_row(row, problem, rng=np.random.default_rng(1), integers=False, threads=2)
+        hold(row, problem, seed=0, integers=True)
+        hold(row, problem, seed=1, integers=False, threads=2)
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r.device == "cpu"], ids=lambda r: r.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
 def test_rows_state_sane_numbers(row):
-    problems = [replace(p, direction=row.direction, dtype=dtypes(row)[0]) for p in CONVS.values()]
+    problems = [replace(p, direction=row.direction, device=row.device, dtype=dtypes(row)[0]) for p in CONVS.values()]
     if row.op == "max_unpool":
         problems = [unpool_problem("unpool", 2, (2, 3, 9, 11), 2, direction=row.direction)]
     elif row.op != "conv":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastconv import checkpoint, doctor, nn, plots
+from fastconv import checkpoint, nn, plots
 from fastconv.registry import ROWS
 from fastconv.train import (
     EpochResult,
@@ -71,14 +71,6 @@ def whole() -> TrainResult:
 def test_wrong_configurations(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**arguments)
-
-
-def test_cuda_is_refused_until_it_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "cuda_kernels", lambda: False)
-    with pytest.raises(ValueError, match="device cuda cannot train: there are no CUDA kernels yet; use --device cpu"):
-        TrainConfig(device="cuda")
-    monkeypatch.setattr(doctor, "cuda_kernels", lambda: True)
-    assert TrainConfig(device="cuda").device == "cuda"
 
 
 @pytest.mark.parametrize(("size", "features"), [(28, 1600), (32, 2304), (8, 256), (27, 2304), (4, 64)])

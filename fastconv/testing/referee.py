@@ -18,6 +18,7 @@ full of NaNs, channels-last arrays as views, read-only inputs. Where a row prepa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,9 @@ class Expected:
 
 
 def check_row(
-    row: Row, problem: Problem, *, rng: np.random.Generator, integers: bool = False, threads: int = 1
-) -> None:
+    row: Row, problem: Problem, *, rng: np.random.Generator, integers: bool = False, threads: int = 1,
+    empty: Callable[[Sizes, Any], Array] = np.empty,
+) -> None:  # fmt: skip
     """Run one row of the registry on one problem and hold it to its own bounds.
 
     >>> from fastconv.registry import rows_for
@@ -76,6 +78,8 @@ def check_row(
     rng : where the data come from.
     integers : draw small integers and demand equality where the sums are exact, else standard normal numbers.
     threads : given to the kernel.
+    empty : makes the arrays that the kernel is given, from a shape and a dtype: one whose arrays end at a page that may
+        not be touched shows stray accesses.
 
     Raises
     ------
@@ -89,7 +93,7 @@ def check_row(
         raise ValueError(f"check_row: {row.name} refuses {problem}: {refusal}")
     if integers and 16 * problem.reduction >= LARGEST_EXACT_SUM[problem.dtype]:
         raise ValueError(f"check_row: sums of {problem.reduction} products of integers are not exact: {problem}")
-    draw = _Draw(problem, rng, integers)
+    draw = _Draw(problem, rng, integers, empty)
     if isinstance(problem, ConvProblem):
         _check_conv(row, problem, draw, threads)
     else:
@@ -99,9 +103,9 @@ def check_row(
 class _Draw:
     """Arrays of the problem's dtype and layout."""
 
-    def __init__(self, problem: Problem, rng: np.random.Generator, integers: bool):
+    def __init__(self, problem: Problem, rng: np.random.Generator, integers: bool, empty: Callable[..., Array]):
         self.dtype = dtype_of(problem.dtype)
-        self.rng, self.integers = rng, integers
+        self.rng, self.integers, self.empty = rng, integers, empty
         self.last = problem.layout == "channels_last"
 
     def plain(self, shape: Sizes, low: int = -4) -> Array:
@@ -111,15 +115,20 @@ class _Draw:
         else:
             data = self.rng.standard_normal(shape)
             data = (np.abs(data) + low if low >= 0 else data).astype(self.dtype)
-        data.flags.writeable = False
-        return data
+        return self.placed(data)
+
+    def placed(self, data: Array) -> Array:
+        """A read-only copy in C order where ``empty`` puts it."""
+        copy = self.empty(data.shape, data.dtype)
+        copy[...] = data
+        copy.flags.writeable = False
+        return copy
 
     def weights(self, shape: Sizes, integer_scale: int) -> Array:
         """Random numbers in C order; integers only multiples of ``integer_scale``."""
         data = self.plain(shape)
         if self.integers and integer_scale > 1 and self.dtype == np.float64:
-            data = data * integer_scale
-            data.flags.writeable = False
+            data = self.placed(data * integer_scale)
         return data
 
     def image(self, shape: Sizes, low: int = -4) -> Array:
@@ -128,19 +137,22 @@ class _Draw:
 
     def laid(self, data: Array) -> Array:
         if not self.last:
-            return data
-        view = np.moveaxis(np.ascontiguousarray(np.moveaxis(data, 1, -1)), -1, 1)
-        view.flags.writeable = False
-        return view
+            return data if not data.flags.writeable else self.placed(data)
+        return np.moveaxis(self.placed(np.moveaxis(data, 1, -1)), -1, 1)
 
     def unwritten(self, shape: Sizes) -> Array:
         """NaNs to be overwritten."""
         n, c, *spatial = shape
-        return (
-            np.moveaxis(np.full((n, *spatial, c), np.nan, self.dtype), -1, 1)
-            if self.last
-            else np.full(shape, np.nan, self.dtype)
-        )
+        out = self.empty((n, *spatial, c) if self.last else shape, self.dtype)
+        out[...] = np.nan
+        return np.moveaxis(out, -1, 1) if self.last else out
+
+    def workspace(self, nbytes: int) -> Array:
+        """64-byte aligned scratch in which every float is a NaN."""
+        raw = self.empty((-(-nbytes // 64) * 64 + 64,), np.uint8)
+        raw[:] = 0xFF
+        start = 64 - raw.ctypes.data % 64
+        return raw[start : start + nbytes]
 
 
 # ------------------------------------------------------------------------------------------------------ convolution
@@ -152,7 +164,8 @@ def _check_conv(row: Row, problem: ConvProblem, draw: _Draw, threads: int) -> No
     if row.direction == "grad_weight":
         shape = g.weight_shape
         operands: list[Array | None] = [draw.image(g.input_shape), draw.image(g.output_shape)]
-        out = np.full(shape, np.nan, draw.dtype)
+        out = draw.empty(shape, draw.dtype)
+        out[...] = np.nan
         epilogue: dict[str, Any] = {}
     else:
         forward = row.direction == "forward"
@@ -184,7 +197,7 @@ def _check_conv(row: Row, problem: ConvProblem, draw: _Draw, threads: int) -> No
     expected = Expected(truth, size, exact, neighbourhood=around)
 
     kernel = resolve(row.target)
-    workspace = _poisoned(row.workspace_bytes(problem, threads))
+    workspace = draw.workspace(row.workspace_bytes(problem, threads))
     before = _copies(operands)
     kernel(g, *operands, out, workspace=workspace, threads=threads, **epilogue)
     _hold(row, problem, "", out, expected)
@@ -228,13 +241,6 @@ def neighbourhood(g: ConvGeometry, direction: str, data: Array, w: Array, tile: 
         np.add.at(folded, source[source >= 0], np.moveaxis(around, axis, 0)[source >= 0])
         around = np.moveaxis(folded, 0, axis)
     return around
-
-
-def _poisoned(nbytes: int) -> Array:
-    """A 64-byte aligned workspace in which every float is a NaN."""
-    raw = np.full(nbytes + 64, 0xFF, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + nbytes]
 
 
 # ---------------------------------------------------------------------------------------------------------- pooling

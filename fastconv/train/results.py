@@ -124,7 +124,7 @@ def write(result: TrainResult, folder: Path) -> list[Path]:
     ]
     nn.save(paths[0], result.model)
     plots.learning_curve([asdict(epoch) for epoch in result.history], paths[1])
-    plots.filters(result.model.state_dict()["0.weight"], paths[2])
+    plots.filters(result.model[0].weight.numpy(), paths[2])
     plots.confusion(result.confusion, paths[3], result.classes)
     paths[4].write_text(json.dumps(record(result), indent=1) + "\n", "utf-8")
     (folder / CHECKPOINT).unlink(missing_ok=True)

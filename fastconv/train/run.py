@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint, data, doctor, nn, optim
+from .. import checkpoint, data, nn, optim
 from ..autograd import array_module, no_grad
 
 LEARNING_RATES = {"adam": 3e-3, "adamw": 3e-3, "sgd": 0.05}
@@ -44,7 +44,7 @@ class TrainConfig:
     lr : the first learning rate; it falls to 0 along half a cosine. None for the optimiser's usual one.
     optimizer : ``"adam"``, ``"adamw"`` or ``"sgd"`` (momentum 0.9).
     seed : of the initial weights, the split and the order of samples.
-    device : ``"cpu"``, or ``"cuda"`` once there are kernels for it (``doctor.cuda_kernels``).
+    device : ``"cpu"`` or ``"cuda"``.
 
     Raises
     ------
@@ -68,8 +68,6 @@ class TrainConfig:
             raise ValueError(f"optimizer must be one of {', '.join(LEARNING_RATES)}; got {self.optimizer!r}")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
-        if self.device == "cuda" and not doctor.cuda_kernels():
-            raise ValueError("device cuda cannot train: there are no CUDA kernels yet; use --device cpu (device='cpu')")
         if self.lr is None:
             object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
         elif not (0 < self.lr < math.inf):
