@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import fastconv
-
 from tests.support import require
 
 ROOT = Path(__file__).resolve().parent.parent
