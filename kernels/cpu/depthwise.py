@@ -313,7 +313,8 @@ def pixel_range(t, threads, table, chunk, kind):
                 while q < g.out_width:
                     left = g.out_width - q
                     wide = WIDTH == 1 or left > lanes
-                    count = min(left, WIDTH * lanes if wide else lanes)
+                    tile = WIDTH * lanes if wide else lanes
+                    count = min(left, tile)
                     if whole and wide:  # a row of tiles at once, but for a last one that is narrow
                         spare = left % (WIDTH * lanes)
                         count = left - spare if WIDTH > 1 and 0 < spare <= lanes else left
@@ -326,7 +327,7 @@ def pixel_range(t, threads, table, chunk, kind):
                             shift(lines, i), load(fields, 4), first + q * step, limit, shift(weights, load(fields, 3)),
                             p > 0, sums, last and ending, bias, g.activation,
                             y, g.out_h if last else WIDTH * lanes, height if last else LINES,
-                            count if last else WIDTH * lanes, ahead if last else 0,
+                            count if last else tile, ahead if last else 0,
                         )  # fmt: skip
                     if not quick:
                         for r in range(height):
