@@ -55,6 +55,14 @@ def _likeness(x: Any) -> tuple[Any, ...]:
     return x.shape, x.strides, x.dtype, x.data.device_id
 
 
+def _equal(a: Any, b: Any) -> bool:
+    """Whether packed weights, an array or a list of them, hold the same numbers."""
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
+    same = type(a) is type(b) and getattr(a, "shape", None) == getattr(b, "shape", None)
+    return same and isinstance(a, np.ndarray) and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
 class ConvPlan:
     """A prepared convolution; made by :func:`plan_conv2d` and its sisters.
 
@@ -100,6 +108,13 @@ class ConvPlan:
     def workspace_bytes(self) -> int:
         """Scratch memory of one call, in bytes; each calling thread keeps its own."""
         return self._choice.workspace_bytes
+
+    def share(self, other: ConvPlan) -> None:
+        """Use the packed weights of another plan where they equal this one's, which are then freed: what plans of one
+        layer for several input sizes would otherwise each hold."""
+        mine, theirs = (plan._kernel.keywords["packed"] for plan in (self, other))
+        if mine is not None and _equal(mine, theirs):
+            self._kernel = partial(self._kernel.func, *self._kernel.args, **{**self._kernel.keywords, "packed": theirs})
 
     def explain(self) -> Explanation:
         """Why this kernel was chosen, as :func:`fastconv.explain` says it."""

@@ -1,0 +1,1 @@
+"""ONNX models on fastconv's kernels: ``prepare(model).run([x])``."""
