@@ -20,6 +20,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import call
 from .arrays import as_dtype, device_of, empty, float_dtype, intake, on_device, same_kind, span
 from .autograd import Tensor, array_module, is_grad_enabled
@@ -51,6 +53,14 @@ class Known(NamedTuple):
 def _likeness(x: Any) -> tuple[Any, ...]:
     """What a plan checks of a CuPy array."""
     return x.shape, x.strides, x.dtype, x.data.device_id
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether packed weights, an array or a list of them, hold the same numbers."""
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
+    same = type(a) is type(b) and getattr(a, "shape", None) == getattr(b, "shape", None)
+    return same and isinstance(a, np.ndarray) and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 class ConvPlan:
@@ -97,6 +107,13 @@ class ConvPlan:
     def workspace_bytes(self) -> int:
         """Scratch memory of one call, in bytes; each calling thread keeps its own."""
         return self._choice.workspace_bytes
+
+    def share(self, other: ConvPlan) -> None:
+        """Use the packed weights of another plan where they equal this one's, which are then freed: what plans of one
+        layer for several input sizes would otherwise each hold."""
+        mine, theirs = (plan._kernel.keywords["packed"] for plan in (self, other))
+        if mine is not None and _equal(mine, theirs):
+            self._kernel = partial(self._kernel.func, *self._kernel.args, **{**self._kernel.keywords, "packed": theirs})
 
     def explain(self) -> Explanation:
         """Why this kernel was chosen, as :func:`fastconv.explain` says it."""

@@ -168,6 +168,11 @@ def _reader(folder: str) -> Callable[[Any], Any]:
     return read
 
 
+def node_of(proto: Any, opsets: Mapping[str, int]) -> Node:
+    """The node of a ``NodeProto`` without external data."""
+    return _node(proto, opsets, _reader(""))
+
+
 def _node(proto: Any, opsets: Mapping[str, int], read: Callable[[Any], Any]) -> Node:
     domain = "" if proto.domain in DEFAULT_DOMAIN else proto.domain
     attributes = {a.name: read(a) for a in proto.attribute}
