@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -127,8 +127,11 @@ class Executor:
                 program = rest
         return Explanation(rows, self.nodes, arena)
 
-    def _environment(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.threads is None else options(num_threads=self.threads)
+    @contextmanager
+    def _environment(self) -> Iterator[None]:
+        """The threads that were asked for; and infinities and NaN are results, not warnings, as everywhere in ONNX."""
+        with nullcontext() if self.threads is None else options(num_threads=self.threads), np.errstate(all="ignore"):
+            yield
 
     def _stated(self) -> list[Array]:
         """Zeros of the shapes that the model states."""
@@ -165,6 +168,8 @@ class Executor:
 
 def _fitting(name: str, x: Any, value: Value, sizes: dict[str, int]) -> Array:
     """An input as an array, of the stated dtype and shape. ``sizes``: what named dimensions are so far."""
+    if isinstance(x, np.generic):  # NumPy's reductions and indexing give these for arrays without dimensions
+        x = np.asarray(x)
     if not isinstance(x, np.ndarray):
         raise TypeError(f"run: input {name!r} must be a NumPy array, got {type(x).__name__}")
     if value.dtype is not None and x.dtype != value.dtype and not (value.dtype == object and x.dtype.kind in "US"):
