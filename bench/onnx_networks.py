@@ -106,6 +106,7 @@ def ready(library: str, name: str, size: int, threads: int, truth: np.ndarray) -
             request.start_async()
             request.wait()
             return x, out
+
     call()
     return call, np.abs(out - truth) / np.abs(truth).max()
 
@@ -138,7 +139,9 @@ def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     lines = ["| network | " + " | ".join(f"{n}, ms" for n in LIBRARIES) + " | best other ÷ fastconv | goal | off by |"]
     lines.append("|---" * (len(LIBRARIES) + 4) + "|")
     for name, libraries in results.items():
-        best = {n: min((r["ms"] for r in rounds if r["ms"] is not None), default=None) for n, rounds in libraries.items()}
+        best = {
+            n: min((r["ms"] for r in rounds if r["ms"] is not None), default=None) for n, rounds in libraries.items()
+        }
         cells = [f"{best[n]:.2f}" if best.get(n) else "wrong" if n in best else "" for n in LIBRARIES]
         others = [ms for n, ms in best.items() if n != "fastconv" and ms is not None]
         ours = best.get("fastconv")

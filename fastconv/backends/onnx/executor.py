@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from ...dispatch import options
+from ...dispatch import get_num_threads, options
 from . import passes
 from .graph import Array, Value, build
 from .model import load
@@ -84,7 +84,7 @@ class Executor:
         TypeError : an input is not an array, or of another dtype.
         """
         given = self._checked(inputs)
-        with self._lock, self._environment():
+        with self._running():
             results = self._region.run(given)
         return tuple(results[name] for name in self.outputs)
 
@@ -92,7 +92,7 @@ class Executor:
         """The steps of a run with the seconds that each takes, the median of ``repeats`` runs after one to warm up."""
         given = self._checked(inputs)
         runs: list[list[Row]] = []
-        with self._lock, self._environment():
+        with self._running():
             for _ in range(repeats + 1):
                 rows: list[Row] = []
                 self._region.run(given, rows)
@@ -109,7 +109,7 @@ class Executor:
         ------
         ValueError : there was no run yet, no inputs are given, and the model does not state all shapes.
         """
-        with self._lock, self._environment():
+        with self._running():
             if inputs is None and not self._region.programs:
                 inputs = self._stated()
             if inputs is not None:
@@ -127,8 +127,14 @@ class Executor:
                 program = rest
         return Explanation(rows, self.nodes, arena)
 
-    def _environment(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.threads is None else options(num_threads=self.threads)
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """One run at a time, on the threads asked for, each on a CPU of its own."""
+        from ...kernels.cpu.affinity import spread
+
+        chosen = nullcontext() if self.threads is None else options(num_threads=self.threads)
+        with self._lock, chosen, spread(get_num_threads()):
+            yield
 
     def _stated(self) -> list[Array]:
         """Zeros of the shapes that the model states."""
