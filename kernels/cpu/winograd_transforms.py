@@ -160,7 +160,7 @@ def _variant(literal: Any) -> Variant:
 
 def _opaque(v: _Vectors, value: ir.Value) -> ir.Value:
     """See ``_Vectors.opaque``. With 32 vector registers LLVM does better by itself: where V goes out to L3, 256 and 512
-    channels on a Xeon, the input transform takes 24 to 30% less time (222 to 251 ns a tile and vector, now 158 to 172).
+    channels on a Xeon, the input transform takes 11 to 37% less time (225 to 267 ns a tile and vector, now 158 to 224).
     """
     return v.opaque(value) if REGISTERS < 32 else value
 
