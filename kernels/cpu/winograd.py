@@ -107,7 +107,7 @@ class Layout(NamedTuple):
     k_group: int
     k_blocks: int
     slab_columns: int
-    v_tile: int
+    v_block: int
     v_xi: int
     m_tile: int
     m_xi: int
@@ -160,7 +160,7 @@ def transform_block(g, kind, table, tiles, slab, v, start, end, group):
     step = g.slab_columns * lanes  # from one slab row to the next
     store(t, 2, g.tile_w * lanes)
     store(t, 3, step)
-    store(t, 5, g.v_tile)
+    store(t, 5, lanes)
     store(t, 6, g.v_xi)
     for c in range(0, g.group_inputs, lanes):
         channels = min(lanes, g.group_inputs - c)
@@ -181,7 +181,7 @@ def transform_block(g, kind, table, tiles, slab, v, start, end, group):
                 fill_row(g, lanes, table, source, h >= 0, target, j * g.tile_w, columns, channels)
             store(t, 0, count)
             store(t, 1, slab + first * step * size)
-            store(t, 4, v + ((f - start) * g.v_tile + c) * size)
+            store(t, 4, v + ((f - start) * lanes + c // lanes * g.v_block) * size)
             f += count
             transform(g.transform_input, tiles, kind)
 
@@ -312,7 +312,6 @@ def forward_range(t, threads, table, chunk, kind):
     vectors = turned + g.turned_bytes
     tiles = vectors + g.vectors_bytes
     far, runs = pointer(tiles + 32 * 8, table), pointer(tiles + 64 * 8, table)
-    offsets = shift(runs, 4 * g.tile_h)
     weights = pointer(g.weights, kind)
     total = g.batch * g.tile_rows * g.tile_columns
     items = g.blocks * g.groups * g.k_parts
@@ -322,14 +321,12 @@ def forward_range(t, threads, table, chunk, kind):
         start, end = total * block // g.blocks, total * (block + 1) // g.blocks
         transform_block(g, kind, table, tiles, slab, v, start, end, group)
         count = end - start
-        for i in range(count + TILE_ROWS):
-            store(offsets, i, min(i, count - 1) * g.v_tile)  # a tile beyond the end repeats the last row
         k1 = g.k_blocks * (part + 1) // g.k_parts
         for k in range(g.k_blocks * part // g.k_parts, k1, g.k_group):
             k_end = min(k1, k + g.k_group)
             first, panels = group * g.group_outputs + k * width, g.products * (k_end - k)
             outputs = min((k_end - k) * width, g.group_outputs - k * width)
-            aim(far, g.scratch, 1, 0, 0, 1, 1)
+            aim(far, g.scratch, 0, 0, 0, 1, 1)
             if g.fetch_input != 0 and g.x_w == 1 and end < total:
                 k0 = g.k_blocks * part // g.k_parts
                 done, parts = (k - k0) // g.k_group, -(-(k1 - k0) // g.k_group)
@@ -347,7 +344,7 @@ def forward_range(t, threads, table, chunk, kind):
                     after = panel_at(g, group, k, xi + 1, width)
                     if xi + 1 == g.products:
                         after = panel_at(g, group, k_end % g.k_blocks, 0, width)
-                multiply_panel(count, g.group_inputs, a, offsets, b, c, g.m_tile, shift(weights, after), far, kind)
+                multiply_panel(count, g.group_inputs, a, g.v_block, b, c, g.m_tile, shift(weights, after), far, kind)
             for i in range(0, outputs, lanes):
                 source, channels = m + i * g.itemsize, min(lanes, outputs - i)
                 write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first + i, channels)
@@ -375,7 +372,7 @@ def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[t
         f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products,
         c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         p.tile_rows, p.tile_columns, p.strip, p.blocks,
-        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_tile, p.v_xi, p.m_tile, p.m_xi, p.fetch_input, itemsize,
+        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_block, p.v_xi, p.m_tile, p.m_xi, p.fetch_input, itemsize,
     )  # fmt: skip
     return fixed, (source_h, segments)
 

@@ -4,7 +4,7 @@ A block of tiles is transformed, multiplied and written before the next one begi
 three steps stays in the L2 cache, and so that the transformed weights U, streamed from L3, serve many tiles:
 
     slab  padded input rows under the block, a vector of channels        [row][column][lane]
-    V     transformed input                                             [ξ][tile][c]
+    V     transformed input                            [ξ][c // lanes][tile][c % lanes]
     M     products for ``k_group`` tile columns of output channels        [ξ][tile][k]
     U     transformed weights                            [group][k block][ξ][c][COLUMNS]
 """
@@ -50,7 +50,7 @@ class Plan:
     k_group: int  # tile columns of output channels multiplied before their outputs are transformed
     k_blocks: int
     slab_columns: int
-    v_tile: int  # elements from one tile to the next
+    v_block: int  # elements from one vector of channels to the next
     v_xi: int
     m_tile: int
     m_xi: int
@@ -93,8 +93,8 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     k_group = min(group * (widest // width), -(-k_blocks // k_parts))
     rows = min(tile_rows, -(-tiles // strip) + 1)
     slab_columns = strip * f.columns[0] + f.columns[1] - 1
-    v_tile, m_tile = channels, k_group * width
-    v_xi, m_xi = tiles * v_tile + line, (tiles + MAX_TILE_ROWS) * m_tile + line
+    v_block, m_tile = (tiles | 1) * lanes, k_group * width
+    v_xi, m_xi = channels // lanes * v_block, (tiles + MAX_TILE_ROWS) * m_tile + line
     positions = f.rows[0] * strip * f.columns[0]
     packed = c.groups * k_blocks * f.products * c.group_inputs * width
     elements = total * f.outputs * (c.in_channels + c.out_channels)  # of the images
@@ -107,14 +107,14 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         k_group,
         k_blocks,
         slab_columns,
-        v_tile,
+        v_block,
         v_xi,
         m_tile,
         m_xi,
         caches().l2 < SMALL_L2 and itemsize * (elements + packed) > caches().l3,
         (
             aligned((rows * f.rows[0] + f.rows[1] - 1) * slab_columns * lanes * itemsize),
-            aligned(f.products * v_xi * itemsize),
+            aligned((f.products * v_xi + MAX_TILE_ROWS * lanes) * itemsize),
             aligned(f.products * m_xi * itemsize),
             aligned((positions + lanes) * lanes * itemsize),
             aligned(round_up(positions, lanes) * lanes * itemsize),

@@ -1,6 +1,6 @@
 """Winograd's transforms as straight-line vector code, generated from the matrices.
 
-    input_tiles     slab [row][column][lane]      ->  V = B' d B   [ξ][tile][c]       lanes: input channels
+    input_tiles     slab [row][column][lane]      ->  V = B' d B   [ξ][c // lanes][tile][lane]    lanes: input channels
     output_tiles    M [ξ][tile][k]                ->  Y = A' M A   [row][column][lane]    lanes: output channels
     weight_tiles    [tap][lane]                   ->  U = G g G'   [ξ][lane]          lanes: output channels
 
@@ -158,11 +158,18 @@ def _variant(literal: Any) -> Variant:
     return VARIANTS[literal.literal_value]
 
 
+def _opaque(v: _Vectors, value: ir.Value) -> ir.Value:
+    """See ``_Vectors.opaque``. With 32 vector registers LLVM does better by itself: where V goes out to L3, 256 and 512
+    channels on a Xeon, the input transform takes 11 to 37% less time (225 to 267 ns a tile and vector, now 158 to 224).
+    """
+    return v.opaque(value) if REGISTERS < 32 else value
+
+
 def _steps(v: _Vectors, start: ir.Value, step: ir.Value, count: int) -> list[ir.Value]:
     """Addresses, each a step after the one before."""
     out = [start]
     while len(out) < count:
-        out.append(v.opaque(v.b.gep(out[-1], [step])))
+        out.append(_opaque(v, v.b.gep(out[-1], [step])))
     return out
 
 
@@ -175,8 +182,8 @@ def _input_tile(typingctx: Any, variant: Any, source: Any, row_step: Any, target
         _, source, row_step, target, xi_step = args
         v, f = _Vectors(builder, sig.args[1]), _variant(variant)
         down, across = matrices(*f.rows).b, matrices(*f.columns).b
-        starts = _steps(v, source, v.opaque(row_step), len(down))
-        xi_step = v.opaque(xi_step)
+        starts = _steps(v, source, _opaque(v, row_step), len(down))
+        xi_step = _opaque(v, xi_step)
         targets = _steps(v, target, builder.mul(xi_step, _int(len(across))), len(down))
 
         def loaded(j: int) -> list[ir.Value]:
@@ -203,7 +210,7 @@ def _output_tile(
         v, f = _Vectors(builder, sig.args[1]), _variant(variant)
         down, across = matrices(*f.rows).a, matrices(*f.columns).a
         n = len(across[0])
-        xi_step, row_step, column_step = (v.opaque(step) for step in (xi_step, row_step, column_step))
+        xi_step, row_step, column_step = (_opaque(v, step) for step in (xi_step, row_step, column_step))
         sources = _steps(v, source, builder.mul(xi_step, _int(n)), len(down[0]))
         targets = _steps(v, target, row_step, len(down))
         middle = min(1, len(down[0]) - 1), min(1, n - 1)
