@@ -8,10 +8,11 @@ planes or blocks of channels), each written by one thread in a fixed order, so r
 **How.** Arrays are read where they lie if they are contiguous channels-first or channels-last; any other strides cost
 one copy. :mod:`.pool_walk` turns the geometry into a table of integers, once, and one of three loops of
 :mod:`.pool_kernels` reduces: *rows* (channels first, and channels last at stride 1: down the window into a buffer in
-L1, then along it), *pixels* (channels last: lanes are channels) or *planes* (windows that are whole planes). Sums that
-are transposed give the gradients of the average and the norm: each element gathers from the windows that cover it and
-is written once. Indices are found by the loops of :mod:`.pool_indices`, which take every tap of every window; the
-maximum's gradient and unpooling scatter, serially within a plane.
+L1, then along it), *pixels* (channels last: lanes are channels) or *planes* (windows that are whole planes); or, of
+windows 3x3 at stride 1, that of :mod:`.pool_slide` (along each row, then down, in registers). Sums that are transposed
+give the gradients of the average and the norm: each element gathers from the windows that cover it and is written once.
+Indices are found by the loops of :mod:`.pool_indices`, which take every tap of every window; the maximum's gradient and
+unpooling scatter, serially within a plane.
 
 **Speed** is memory's for all but the smallest maps. It loses where vectors are mostly empty (channels-last with C below
 a vector's lanes, channels-first rows with fewer outputs than one that overlap), where loads are gathers
@@ -21,10 +22,10 @@ a vector's lanes, channels-first rows with fewer outputs than one that overlap),
 the index. A window without an element gives -inf (minimum: inf), index -1, average and norm 0.
 
 **Error.** Sums run in x's precision u (16-bit: float32's): down each column of a window, then over the columns
-(channels last: along each row, then over the rows), and for windows reduced across over the lanes in a tree. A term of
-a window of n elements meets at most n - 1 additions, then divisor and division round: an average is within γ_{n+1} of
-the mean absolute value (γ_k = ku / (1 - ku)), whatever the order, and an L1 or L2 norm within γ_{n+2} of itself. Other
-p are computed in float64. The maximum is exact.
+(channels last, and 3x3 at stride 1: along each row, then over the rows), and for windows reduced across over the lanes
+in a tree. A term of a window of n elements meets at most n - 1 additions, then divisor and division round: an average
+is within γ_{n+1} of the mean absolute value (γ_k = ku / (1 - ku)), whatever the order, and an L1 or L2 norm within
+γ_{n+2} of itself. Other p are computed in float64. The maximum is exact.
 Gradients: n counts the windows that cover an element; dy over the divisor may round before them, so γ_{n+1}, and
 γ_{n+4} of the sum of absolute values for the norm's.
 
@@ -40,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import PoolGeometry
-from . import pool_indices, pool_kernels
+from . import pool_indices, pool_kernels, pool_slide
 from .arrays import KIND, address
 from .bound import Bound
 from .pool_walk import ADDRESSES, Fields, Walk, divisors, forward_walk, transposed_walk, uniform_divisor
@@ -158,7 +159,7 @@ def bind_forward(
     fields = walk.fields._replace(index_bytes=index_bytes)
     if index_bytes and not walk.across:
         return (_bound(getattr(pool_indices, f"{name}_of_windows_at"), fields, dtype, threads, walk),)
-    first = _bound(getattr(pool_kernels, f"{name}_of_{walk.form}"), fields, dtype, threads, walk)
+    first = _bound(_loop(name, walk), fields, dtype, threads, walk)
     return (first, _bound(pool_indices.find_in_windows, fields, dtype, threads, walk)) if index_bytes else (first,)
 
 
@@ -167,7 +168,7 @@ def _bind_transposed(
     geometry: PoolGeometry, last: bool, dtype: np.dtype[Any], divisor: float, threads: int
 ) -> tuple[Bound, ...]:
     walk = transposed_walk(geometry, last, lanes(dtype.itemsize), dtype, divisor)
-    return (_bound(getattr(pool_kernels, f"sum_of_{walk.form}"), walk.fields, dtype, threads, walk),)
+    return (_bound(_loop("sum", walk), walk.fields, dtype, threads, walk),)
 
 
 @lru_cache(maxsize=1024)
@@ -179,6 +180,10 @@ def _bind_index(
         rows=planes, channels=channels, plane_size=x_plane, out_row=y_plane, accumulate=int(accumulate)
     )
     return (_bound(getattr(pool_indices, kernel), fields, dtype, threads, None),)
+
+
+def _loop(name: str, walk: Walk) -> Any:
+    return getattr(pool_slide if walk.form == "slides" else pool_kernels, f"{name}_of_{walk.form}")
 
 
 def _bound(kernel: Any, fields: Fields, dtype: np.dtype[Any], threads: int, kept: Walk | None) -> Bound:

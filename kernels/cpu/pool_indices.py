@@ -12,7 +12,7 @@ Every kernel is ``kernel(t, threads, table, chunk, kind)``, as in :mod:`.pool_ke
 import numpy as np
 
 from .compile import jit
-from .pool_kernels import _next, _place, inlined
+from .pool_kernels import inlined, next_row, place
 from .pool_walk import FIELD_COUNT, Fields
 from .simd import load as element
 from .simd import pointer, shift, unpack
@@ -134,7 +134,7 @@ def _extremes_at(better, fill, t, threads, table, kind):
     empty = number(x, fill)
     index_lane, index_tap = (f.step, f.tap_step) if f.channels == 1 else (0, f.tap_step // f.channels)
     first_row = f.rows * t // threads
-    h, d, p = _place(first_row, f.heights, f.depths)
+    h, d, p = place(first_row, f.heights, f.depths)
     for r in range(first_row, f.rows * (t + 1) // threads):
         in_plane = element(depth, 2 * d) * f.slice_size + element(height, 2 * h) * f.row_size
         depths, heights = element(depth, 2 * d + 1), element(height, 2 * h + 1)
@@ -158,7 +158,7 @@ def _extremes_at(better, fill, t, threads, table, kind):
                 o = r * f.out_row + out_start + c
                 store_first(y, o, best, length - c)
                 _put_index(f, o, best_at, length - c)
-        h, d, p = _next(h, d, p, f.heights, f.depths)
+        h, d, p = next_row(h, d, p, f.heights, f.depths)
 
 
 @jit
@@ -178,7 +178,7 @@ def find_in_windows(t, threads, table, chunk, kind):
     x, y = pointer(f.x, kind), pointer(f.y, kind)
     depth, height, strips = pointer(f.depth, table), pointer(f.height, table), pointer(f.strips, table)
     first_row = f.rows * t // threads
-    h, d, p = _place(first_row, f.heights, f.depths)
+    h, d, p = place(first_row, f.heights, f.depths)
     for r in range(first_row, f.rows * (t + 1) // threads):
         in_plane = element(depth, 2 * d) * f.slice_size + element(height, 2 * h) * f.row_size
         for s in range(f.strip_count):
@@ -197,7 +197,7 @@ def find_in_windows(t, threads, table, chunk, kind):
                 put(pointer(f.at, np.int64(0)), o, found)
             else:
                 put(pointer(f.at, np.int32(0)), o, np.int32(found))
-        h, d, p = _next(h, d, p, f.heights, f.depths)
+        h, d, p = next_row(h, d, p, f.heights, f.depths)
 
 
 # --- scatters and gathers by index: planes of ``channels`` interleaved, cut into blocks of channels ---

@@ -72,13 +72,13 @@ inlined = njit(nogil=True, error_model="numpy", forceinline=True)
 
 
 @inlined
-def _place(r, heights, depths):
+def place(r, heights, depths):
     """Height, depth and plane of row r of the output."""
     return r % heights, r // heights % depths, r // heights // depths
 
 
 @inlined
-def _next(h, d, p, heights, depths):
+def next_row(h, d, p, heights, depths):
     """Those of the next row, without the divisions, which cost as much as a short row's work."""
     h += 1
     if h == heights:
@@ -91,7 +91,7 @@ def _next(h, d, p, heights, depths):
 
 
 @inlined
-def _finished(result, by, inverse, divide_how, root):
+def finished(result, by, inverse, divide_how, root):
     """Divided as Fields.divide says (DIVIDE_EACH is a division too), and the root taken if it is to be."""
     if divide_how == MULTIPLY:
         result = multiply(result, by)
@@ -197,12 +197,12 @@ def _along_each(
     for _ in range(rows):
         if n < lanes:
             result = _along(join, v, i, taps, tap_step, step, empty)
-            store_first(y, o, _finished(result, by, inverse, how, root), n)
+            store_first(y, o, finished(result, by, inverse, how, root), n)
         else:
             for c in range(0, n, lanes):
                 a = min(c, n - lanes)
                 result = _along(join, v, i + a * step, taps, tap_step, step, empty)
-                store(y, o + a, _finished(result, by, inverse, how, root))
+                store(y, o + a, finished(result, by, inverse, how, root))
                 keep_rolled()
         i += pitch
         o += out_pitch
@@ -239,8 +239,8 @@ def _along_pairs(join, v, i, even_taps, j, odd_taps, empty, by, inverse, how, ro
     """n elements, the even ones reduced from runs that begin at i, i + 1, ..., the odd ones at j, j + 1, ..."""
     lanes = lane_count(v)
     for c in range(0, n, 2 * lanes):
-        even = _finished(_along(join, v, i + c // 2, even_taps, 1, 1, empty), by, inverse, how, root)
-        odd = _finished(_along(join, v, j + c // 2, odd_taps, 1, 1, empty), by, inverse, how, root)
+        even = finished(_along(join, v, i + c // 2, even_taps, 1, 1, empty), by, inverse, how, root)
+        odd = finished(_along(join, v, j + c // 2, odd_taps, 1, 1, empty), by, inverse, how, root)
         store_first(y, o + c, interleaved_low(even, odd), n - c)
         if n - c > lanes:
             store_first(y, o + c + lanes, interleaved_high(even, odd), n - c - lanes)
@@ -272,7 +272,7 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
     for i in range(0, f.buffer_size, lanes):
         store(buffer, i, splat(x, empty))
     first, last = f.rows * t // threads, f.rows * (t + 1) // threads
-    h, d, p = _place(first, f.heights, f.depths)
+    h, d, p = place(first, f.heights, f.depths)
     for r in range(first, last, f.batch):
         rows = min(f.batch, last - r)
         hh, dd, i = h, d, 0
@@ -289,9 +289,9 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
             )  # fmt: skip
             i += alike
             if f.alike_everywhere:
-                h, d, p = _place(r + i, f.heights, f.depths)
+                h, d, p = place(r + i, f.heights, f.depths)
             else:
-                h, d, p = _next(h + alike - 1, d, p, f.heights, f.depths)
+                h, d, p = next_row(h + alike - 1, d, p, f.heights, f.depths)
         pieces, length = (1, rows * f.out_row) if f.flat else (rows, f.out_row)
         if not f.across and f.step != 0 and f.divide != DIVIDE_EACH:
             _along_rows(
@@ -311,7 +311,7 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
             by_rows = number(x, 1)
             if f.divide == DIVIDE_EACH:
                 by_rows = element(by_depth, dd) * element(by_height, hh)
-                hh, dd, _ = _next(hh, dd, 0, f.heights, f.depths)
+                hh, dd, _ = next_row(hh, dd, 0, f.heights, f.depths)
             for c in range(0, length, 1 if f.across else lanes):
                 n = 1 if f.across else length - c
                 if f.across:
@@ -329,7 +329,7 @@ def _rows(take, join, across, root, fill, t, threads, table, kind):
                     result = _along(join, buffer, here + c * f.step, f.taps, f.tap_step, f.step, empty)
                 if f.divide == DIVIDE_EACH:
                     by = multiply(splat(x, by_rows), load_within(by_width, c, 0, n, one))
-                store_first(y, o + c, _finished(result, by, inverse, f.divide, root), n)
+                store_first(y, o + c, finished(result, by, inverse, f.divide, root), n)
 
 
 # --- pixels ---
@@ -380,7 +380,7 @@ def _pixels(take, join, root, fill, t, threads, table, kind):
     for work in range(f.rows * blocks * t // threads, f.rows * blocks * (t + 1) // threads):
         r, first = work // blocks, work % blocks * f.block
         last = min(first + f.block, f.channels)
-        h, d, p = _place(r, f.heights, f.depths)
+        h, d, p = place(r, f.heights, f.depths)
         base = p * f.plane_size + element(depth, 2 * d) * f.slice_size + element(height, 2 * h) * f.row_size
         depths, heights = element(depth, 2 * d + 1), element(height, 2 * h + 1)
         divisor = number(x, from_bits(f.divisor))
@@ -395,16 +395,16 @@ def _pixels(take, join, root, fill, t, threads, table, kind):
                 r0, r1, r2, r3 = _four(
                     take, join, x, i + c, depths, f.depth_step, heights, f.height_step, taps, f.tap_step, empty
                 )
-                store(y, o + c, _finished(r0, by, inverse, f.divide, root))
-                store(y, o + c + lanes, _finished(r1, by, inverse, f.divide, root))
-                store(y, o + c + 2 * lanes, _finished(r2, by, inverse, f.divide, root))
-                store(y, o + c + 3 * lanes, _finished(r3, by, inverse, f.divide, root))
+                store(y, o + c, finished(r0, by, inverse, f.divide, root))
+                store(y, o + c + lanes, finished(r1, by, inverse, f.divide, root))
+                store(y, o + c + 2 * lanes, finished(r2, by, inverse, f.divide, root))
+                store(y, o + c + 3 * lanes, finished(r3, by, inverse, f.divide, root))
             for c in range(whole, last, lanes):
                 result = _one(
                     take, join, x, i + c, last - c, depths, f.depth_step, heights, f.height_step, taps, f.tap_step,
                     empty,
                 )  # fmt: skip
-                store_first(y, o + c, _finished(result, by, inverse, f.divide, root), last - c)
+                store_first(y, o + c, finished(result, by, inverse, f.divide, root), last - c)
 
 
 # --- planes ---
@@ -448,11 +448,11 @@ def _planes(take, join, across, across_each, root, fill, t, threads, table, kind
     while p + lanes <= last:
         for i in range(lanes):
             store(buffer, i * lanes, _plane(take, join, x, (p + i) * f.plane_size, f.plane_size, empty))
-        store(y, p, _finished(across_each(buffer, 0), by, inverse, f.divide, root))
+        store(y, p, finished(across_each(buffer, 0), by, inverse, f.divide, root))
         p += lanes
     while p < last:
         result = splat(x, across(_plane(take, join, x, p * f.plane_size, f.plane_size, empty)))
-        store_first(y, p, _finished(result, by, inverse, f.divide, root), 1)
+        store_first(y, p, finished(result, by, inverse, f.divide, root), 1)
         p += 1
 
 

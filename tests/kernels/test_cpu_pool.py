@@ -41,6 +41,7 @@ GEOMETRIES = {
     "2x2": fixed((14, 14), 2),
     "2x2 odd": fixed((9, 35), 2),
     "3x3 same": fixed((9, 34), 3, 1, 1),
+    "3x3 same, short rows": fixed((2, 6, 21), (1, 3, 3), 1, ((0, 0), (2, 0), (0, 2)), dilation=(1, 1, 3)),
     "3x3 stride 2": fixed((11, 70), 3, 2, 1),
     "a vector wide": fixed((4, 16), 1),
     "below a vector": fixed((4, 15), 2, 1),
