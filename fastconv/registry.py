@@ -204,6 +204,18 @@ def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
     return winograd_why_not(variant, problem)
 
 
+def cuda_winograd_fused_why_not(variant: Variant, problem: ConvProblem) -> str | None:
+    reason = cuda_winograd_why_not(variant, problem)
+    if reason is not None:
+        return reason
+    zeros = problem.geometry.padding_mode == "zeros"
+    needed = resolve(f"{CUDA}winograd_fused:shared_bytes")(zeros)
+    available = resolve(f"{CUDA}module:least_shared_bytes")()
+    if needed <= available:
+        return None
+    return f"needs {needed} bytes of shared memory a block, the GPU (or one of them) has {available}"
+
+
 def _plane_too_large(problem: PoolProblem) -> str | None:
     g = problem.geometry
     plane = math.prod(g.input_size) * (g.channels if problem.layout == "channels_last" else 1)
@@ -357,8 +369,9 @@ def _winograd(variant: Variant) -> Iterator[Row]:
 
 
 def _cuda_winograd(
-    name: str, summary: str, seconds: Callable[[Any, int], float], *, module: str = "winograd"
-) -> Iterator[Row]:
+    name: str, summary: str, seconds: Callable[[Any, int], float], *, module: str = "winograd",
+    why_not: Callable[[Variant, Any], str | None] = cuda_winograd_why_not,
+) -> Iterator[Row]:  # fmt: skip
     """A variant of Winograd convolution on CUDA."""
     (variant,) = (v for v in VARIANTS if v.name == name)
     return _cuda_conv(
@@ -369,7 +382,7 @@ def _cuda_winograd(
         workspaces=CORRELATIONS,
         prepared=CORRELATIONS,
         dtypes=("float32",),
-        why_not=partial(cuda_winograd_why_not, variant),
+        why_not=partial(why_not, variant),
         **_winograd_fields(variant),
     )
 
@@ -524,6 +537,7 @@ ROWS: tuple[Row, ...] = (
         "16 products for 2x2 outputs of 9 taps each, in one kernel; stride 1",
         cuda_winograd_fused_seconds,
         module="winograd_fused",
+        why_not=cuda_winograd_fused_why_not,
     ),
     *_cuda_winograd(
         "f4x4_3x3",

@@ -92,7 +92,11 @@ struct Addresses {
         write();
     }
     DEVICE const float *find(int entry) const { return table[half + entry]; }
-    DEVICE void *behind() const { return (void *)(((size_t)(taps + slots) + 15) / 16 * 16); }
+    // Aligned by its offset: through an integer the address would lose that it is shared memory's, and loads be generic.
+    DEVICE void *behind() const {
+        const int bytes = 2 * entries() * (int)sizeof(float *) + slots * (int)sizeof(Tap);
+        return (unsigned char *)table + (bytes + 15 & ~15);
+    }
 };
 
 template <int GATHERED> struct Source;

@@ -65,12 +65,26 @@ def grad_weight_workspace(g: ConvGeometry, itemsize: int, threads: int) -> int:
     return splits * part_bytes(*_sizes(g)) if splits > 1 else 0
 
 
+def _slots(tile: Tile, g: ConvGeometry) -> int:
+    """Taps that the rows of a tile reach at most."""
+    inputs = g.in_channels // g.groups
+    return min((inputs + tile.rows - 2) // inputs + 1, math.prod(g.kernel_size))
+
+
+def _shared(gather: str, tile: Tile, g: ConvGeometry) -> int:
+    """Bytes of shared memory of a block. A group of few channels has many slots."""
+    slots = _slots(tile, g)
+    bytes_of_rows = tile.rows * ROW_BYTES if gather == "POSITIONS" else 0
+    tables = 2 * (slots + 1) * DEPTH * POINTER_BYTES + (slots * TAP_BYTES + 15) // 16 * 16
+    return tile.shared_bytes + tables + bytes_of_rows
+
+
 @lru_cache(maxsize=1024)
 def _plan(
-    g: ConvGeometry, x: Strides, dy: Strides, dw: Strides, aligned: bool, multiprocessors: int, room: int
+    g: ConvGeometry, x: Strides, dy: Strides, dw: Strides, aligned: bool, multiprocessors: int, shared: int, room: int
 ) -> Plan | None:
-    """``aligned`` says whether all arrays begin at multiples of 16 bytes, ``room`` is the workspace. None where
-    elements do not lie on multiples of their size."""
+    """``aligned`` says whether all arrays begin at multiples of 16 bytes; ``shared`` is what a block may have, ``room``
+    the workspace. None where elements do not lie on multiples of their size."""
     if not whole(ITEM, x, dy, dw):
         return None
     rows, columns, groups = _sizes(g)
@@ -83,19 +97,16 @@ def _plan(
             n % 4 for n in (inputs, columns, *_steps(g.input_shape, xs), *_steps(g.output_shape, ys))
         )
         gather, width, tiles = ("CHANNELS", 4, TILES) if quads else ("CHANNELS", 1, (SMALL,))
-    chosen = choice(g, multiprocessors, tiles, room)
+    fitting = tuple(tile for tile in tiles if _shared(gather, tile, g) <= shared)  # on Turing not always all
+    chosen = choice(g, multiprocessors, fitting, room)
     tile, splits, _ = chosen
     taps = (1,) * (3 - g.rank) + g.kernel_size
     axes = (ws[2], ws[3], ws[4], ws[1])
     result = gemm.result((*taps, inputs), columns, groups, axes, ws[0], axes, ws[0], splits=splits, aligned=aligned)
-    slots = min((inputs + tile.rows - 2) // inputs + 1, math.prod(taps))
-    shared = tile.shared_bytes + 2 * (slots + 1) * DEPTH * POINTER_BYTES + (slots * TAP_BYTES + 15) // 16 * 16
-    if gather == "POSITIONS":
-        shared += tile.rows * ROW_BYTES
     return Plan(
-        _kernel(gather, width, tile), grid(chosen.blocks(rows, columns, groups)), (tile.threads, 1, 1), shared,
-        conv_struct(g, ITEM, x, dw, dy, None, None), result, np.int32(slots), splits,
-        grid(-(-rows * columns * groups // 256)),
+        _kernel(gather, width, tile), grid(chosen.blocks(rows, columns, groups)), (tile.threads, 1, 1),
+        _shared(gather, tile, g), conv_struct(g, ITEM, x, dw, dy, None, None), result, np.int32(_slots(tile, g)),
+        splits, grid(-(-rows * columns * groups // 256)),
     )  # fmt: skip
 
 
@@ -117,7 +128,8 @@ def grad_weight(geometry: ConvGeometry, x: Any, dy: Any, out: Any, *, workspace:
         x_at, dy_at, to, parts = arrays
         aligned = not (x_at | dy_at | to) & np.uint64(15)
         room = 0 if workspace is None else workspace.size
-        plan = _plan(geometry, x.strides, dy.strides, out.strides, aligned, current.multiprocessors, room)
+        facts = current.multiprocessors, current.shared_bytes_per_block
+        plan = _plan(geometry, x.strides, dy.strides, out.strides, aligned, *facts, room)
     if plan is None:
         with writable(out) as target:
             grad_weight(geometry, readable(x), readable(dy), target, workspace=workspace, threads=threads)

@@ -41,9 +41,9 @@ Grid = tuple[int, int, int]
 Launch = Callable[[Grid, Grid, Sequence[Any], int], None]
 
 AMPERE = ("sm_80", "sm_90a")
-"""Architectures of kernels that copy asynchronously; sm_90a runs on Hopper alone, sm_80 on everything later too."""
+"""What kernels are tuned for, data centres' GPUs: the gate compiles every instance and allows no spill."""
 EVERY = ("sm_75", "sm_80", "sm_90a", "sm_120")
-"""Architectures of kernels that need nothing special."""
+"""All that kernels run on, Turing to Blackwell: the gate compiles an instance of every file at least."""
 
 MAX_GRID = 2**31 - 1
 """Blocks along x. Along y and z there are 65,535: kernels put everything in x."""
@@ -323,6 +323,28 @@ class Device:
     def address(array: Any) -> int:
         pointer: int = array.data.ptr
         return pointer
+
+
+H200_SHARED_BYTES = 227 << 10
+
+
+def least_shared_bytes() -> int:
+    """Shared memory that a block may have on every GPU of this machine; an H200's where there is none. 64 KiB on
+    Turing, 99 KiB on consumers' cards since, 163 and 227 KiB on data centres'."""
+    if _installed is not None:
+        return _installed.shared_bytes_per_block
+    return _least_shared_bytes()
+
+
+@cache
+def _least_shared_bytes() -> int:
+    try:
+        from cupy.cuda import runtime
+
+        every = [runtime.getDeviceProperties(i)["sharedMemPerBlockOptin"] for i in range(runtime.getDeviceCount())]
+    except Exception:  # ImportError, or one of CuPy's own about a missing driver or device
+        every = []
+    return min(every, default=H200_SHARED_BYTES)
 
 
 _devices: dict[int, Device] = {}

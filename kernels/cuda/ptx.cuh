@@ -2,7 +2,8 @@
 //
 //   copy_async<bytes>(to, from, inside)   4, 8 or 16 bytes from global to shared memory without registers; zeros where
 //                                         not `inside` (`from` must still be an address that may be formed, it is not
-//                                         read). Both addresses are aligned to `bytes`. sm_80.
+//                                         read). Both addresses are aligned to `bytes`. On sm_75 an ordinary copy, done
+//                                         at once: slower, as right.
 //   commit()                              the copies since the last commit become a group of this thread
 //   wait<n>()                             until all but this thread's n latest groups have landed. Other threads see
 //                                         them after a __syncthreads() that follows.
@@ -23,6 +24,7 @@
 #ifndef FASTCONV_EMULATOR
 DEVICE unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 
+#if __CUDA_ARCH__ >= 800
 template <int BYTES> DEVICE void copy_async(void *to, const void *from, bool inside) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
     const int bytes = inside ? BYTES : 0;
@@ -35,6 +37,20 @@ template <int BYTES> DEVICE void copy_async(void *to, const void *from, bool ins
 DEVICE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template <int GROUPS> DEVICE void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory"); }
+#else
+template <int BYTES> DEVICE void copy_async(void *to, const void *from, bool inside) {
+    struct alignas(BYTES) Words {
+        unsigned w[BYTES / 4];
+    };
+    Words v = {};
+    if (inside) v = *(const Words *)from;
+    *(Words *)to = v;
+}
+
+DEVICE void commit() {}
+
+template <int GROUPS> DEVICE void wait() {}
+#endif
 
 DEVICE void load_matrices(unsigned r[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -61,16 +61,21 @@ def cycles(c: ConvGeometry, multiprocessors: int) -> float:
     return -(-blocks(c) // multiprocessors) * (steps * STEP_CYCLES + END_CYCLES)
 
 
+def shared_bytes(zero_padded: bool, index: str = "long long") -> int:
+    """Of a block."""
+    offsets = 0 if zero_padded else OFFSETS * THREADS * (4 if index == "int" else 8)
+    return 2 * 4 * STAGE_FLOATS + TILE_BYTES * TILES + offsets
+
+
 def _run(call: Call) -> None:
     known, c = call.layout, call.layout.correlation
     zero_padded = c.padding_mode == "zeros"
-    shared = 2 * 4 * STAGE_FLOATS + TILE_BYTES * TILES
-    if not zero_padded:
-        shared += OFFSETS * THREADS * (4 if known.offsets == "int" else 8)
     width = aligned_vector(known.output_vector, int(call.out), int(call.residual))
     last = np.int32(known.output_last), np.int32(known.input_last), np.int32(width)
     arguments = (known.struct, call.given, call.weights, call.bias, call.residual, call.out, *last)
-    call.driver.function(instance(known.offsets, zero_padded))(grid(blocks(c)), (THREADS, 1, 1), arguments, shared)
+    call.driver.function(instance(known.offsets, zero_padded))(
+        grid(blocks(c)), (THREADS, 1, 1), arguments, shared_bytes(zero_padded, known.offsets)
+    )
 
 
 def _correlate(direction: str, *arguments: Any) -> None:

@@ -120,6 +120,18 @@ def test_every_tile_of_weight_gradients(layout, channels, tile, splits, forced):
     assert emulators[0].instances == {im2col_weight._kernel(gather, width, tile), *[gemm.ADD] * (splits > 1)}
 
 
+def test_tiles_fit_the_shared_memory_of_every_gpu():
+    """Turing's 64 KiB: fewer taps a tile where a group has few channels. The emulator refuses what does not fit."""
+    require_emulator()
+    problem = conv_problem("conv2d", 2, (2, 1, 24, 24), (70, 1, 11, 11), padding=5, direction="grad_weight")
+    emulators = [Recorder(shared_bytes_per_block=k << 10) for k in (227, 64)]
+    for emulator in emulators:
+        hold(ROW["grad_weight", "im2col"], replace(problem, device="cuda"), emulator)
+    assert emulators[0].instances != emulators[1].instances
+    for algorithm, problem in EDGES.values():
+        hold(ROW["forward", algorithm], replace(problem, device="cuda"), Recorder(shared_bytes_per_block=64 << 10))
+
+
 def test_a_split_that_does_not_fit_the_workspace_is_not_made(forced):
     require_emulator()
     forced(SMALL, 8)

@@ -205,6 +205,11 @@ def test_offsets_of_64_bits(row, monkeypatch):
 
 
 def test_what_is_refused():
+    row = ROW["forward", "winograd_f2x2_3x3"]
+    for kilobytes, refused in ((64, {"zeros", "reflect"}), (99, {"reflect"}), (163, set())):
+        with module.use(Emulator(shared_bytes_per_block=kilobytes << 10)):
+            modes = [m for m in ("zeros", "reflect") if row.refuses(problem(row, 1, 4, 4, (9, 9), padding_mode=m))]
+            assert set(modes) == refused
     row = ROW["grad_input", "winograd_f4x4_3x3"]
     assert "folds no padded gradient" in row.refuses(problem(row, 1, 4, 4, (9, 9), padding_mode="reflect"))
     assert "float64" in row.refuses(problem(row, 1, 4, 4, (9, 9), dtype="float64"))
