@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...dispatch import get_num_threads, options
+from ...dispatch import options
 from . import passes
 from .graph import Array, Value, build
 from .model import load
@@ -129,11 +129,8 @@ class Executor:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """One run at a time, on the threads asked for, each on a CPU of its own."""
-        from ...kernels.cpu.affinity import spread
-
-        chosen = nullcontext() if self.threads is None else options(num_threads=self.threads)
-        with self._lock, chosen, spread(get_num_threads()):
+        """One run at a time, on the threads asked for."""
+        with self._lock, nullcontext() if self.threads is None else options(num_threads=self.threads):
             yield
 
     def _stated(self) -> list[Array]:
