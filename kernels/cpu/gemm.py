@@ -77,32 +77,35 @@ def multiply_lanes(height, segment_count, segments, length, step, a, rows, b, c,
 
 
 @jit(inline=True)
-def multiply_pixels(vectors, depth, offsets, a, b, c, ldc, bias, relu, ahead, ahead_step):
-    """C[i][:] = the pixel tile's sums, ``vectors`` wide (1 to 3)."""
+def multiply_pixels(vectors, depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step):
+    """C[i][:columns] = the pixel tile's sums, ``vectors`` wide (1 to 3)."""
     keep_whole()
     if vectors == 3:
-        pixel_tile(depth, offsets, a, b, c, ldc, bias, relu, ahead, ahead_step)
+        pixel_tile(depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step)
     elif vectors == 2:
-        pixel_tile_2(depth, offsets, a, b, c, ldc, bias, relu, ahead, ahead_step)
+        pixel_tile_2(depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step)
     else:
-        pixel_tile_1(depth, offsets, a, b, c, ldc, bias, relu, ahead, ahead_step)
+        pixel_tile_1(depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step)
 
 
 @jit(inline=True)
 def multiply_moving(
-    vectors, depth, panel, a, b, c, ldc, bias, relu, ahead, ahead_step, source, target, source_step, target_step
-):
+    vectors, depth, panel, a, b, c, ldc, columns, bias, relu, ahead, ahead_step, source, target, source_step,
+    target_step,
+):  # fmt: skip
     """The same of rows ``panel`` elements apart, while ``depth`` vectors are copied from source to target."""
     keep_whole()
     if vectors == 3:
-        moving_tile(depth, panel, a, b, c, ldc, bias, relu, ahead, ahead_step, source, target, source_step, target_step)
+        moving_tile(
+            depth, panel, a, b, c, ldc, columns, bias, relu, ahead, ahead_step, source, target, source_step, target_step
+        )
     elif vectors == 2:
         moving_tile_2(
-            depth, panel, a, b, c, ldc, bias, relu, ahead, ahead_step, source, target, source_step, target_step
+            depth, panel, a, b, c, ldc, columns, bias, relu, ahead, ahead_step, source, target, source_step, target_step
         )
     else:
         moving_tile_1(
-            depth, panel, a, b, c, ldc, bias, relu, ahead, ahead_step, source, target, source_step, target_step
+            depth, panel, a, b, c, ldc, columns, bias, relu, ahead, ahead_step, source, target, source_step, target_step
         )
 
 

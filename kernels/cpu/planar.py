@@ -18,7 +18,7 @@ Loops of ``forward``, outermost first; threads share the items:
 
 A stride in the columns would spread a tile's pixels: slab rows are split in phases (column mod stride), each of which
 is read as if the stride were 1. Sums are complete when they leave the registers (n products round at most n times),
-and go straight to the output where nothing is to be added to them and the tile is whole; else through one tile of
+and go straight to the output where nothing is to be added to them but the bias; else through one tile of
 memory in the L1 cache, to which bias, residual and activation are applied.
 
 Wins where ``direct`` must turn much data for few products: first layers of 1 to 4 channels, 8 output channels (direct's
@@ -220,14 +220,14 @@ def forward_range(t, threads, table, chunk, kind):
                 while p < length:
                     b, wide = shift(slab, position + p), min(3 * lanes, length - p)
                     vectors = -(-wide // lanes)
-                    if plain and height == PIXEL_ROWS and wide == vectors * lanes:
+                    if plain and height == PIXEL_ROWS:
                         to = shift(out, y + p + channel * g.out_c)
                         start = shift(bias, channel) if g.bias else zeros
-                        multiply_pixels(vectors, g.depth, offsets, w, b, to, g.out_c, start, g.activation, w, 0)
+                        multiply_pixels(vectors, g.depth, offsets, w, b, to, g.out_c, wide, start, g.activation, w, 0)
                     else:
                         ld = 3 * lanes
                         if g.depth:
-                            multiply_pixels(vectors, g.depth, offsets, w, b, sums, ld, zeros, 0, w, 0)
+                            multiply_pixels(vectors, g.depth, offsets, w, b, sums, ld, ld, zeros, 0, w, 0)
                         else:  # no tap of the kernel reaches here
                             zero(sums, PIXEL_ROWS * ld)
                         for k in range(height):

@@ -234,19 +234,22 @@ def forward_range(t, threads, table, chunk, kind):
                             line_at, line_step = shift(source, (fetched + 1) * vector - 1), g.x_c
                         fetched += 1
                     tile += 1
-                    whole = plain and height == PIXEL_ROWS and wide == width * vector
+                    whole = plain and height == PIXEL_ROWS
                     to = shift(out, y + p + channel * g.out_c) if whole else sums
                     ld, relu = (g.out_c, g.activation) if whole else (panel, 0)
+                    stored = wide if whole else panel
                     start = shift(bias, channel) if whole and g.bias else zeros
                     if not g.taps:  # no tap of the kernel reaches here
                         zero(sums, PIXEL_ROWS * panel)
                     elif pitch:
                         multiply_moving(
-                            width, g.group_inputs, panel, w, b, to, ld, start, relu, line_at, line_step,
+                            width, g.group_inputs, panel, w, b, to, ld, stored, start, relu, line_at, line_step,
                             source_at, target_at, step, pitch,
                         )  # fmt: skip
                     else:
-                        multiply_pixels(width, g.group_inputs, offsets, w, b, to, ld, start, relu, line_at, line_step)
+                        multiply_pixels(
+                            width, g.group_inputs, offsets, w, b, to, ld, stored, start, relu, line_at, line_step
+                        )
                     if not whole:
                         for k in range(height):
                             to = shift(out, y + p * g.out_w + (channel + k) * g.out_c)

@@ -178,6 +178,26 @@ class _Vectors:
             rows = out
         return rows
 
+    def transposed_half(self, rows: list[ir.Value]) -> list[ir.Value]:
+        """Half a square, ``lanes / 2`` rows, transposed: a vector holds two columns, one behind the other.
+
+        Each stage sorts two vectors by a bit of the column, so a column's number ends as that of its vector.
+        """
+        n, h = self.lanes, self.lanes // 2
+        held = [[(column, i) for column in range(n)] for i in range(h)]  # of every vector: (column, row) by lane
+        for bit in [1 << b for b in range(h.bit_length() - 1)]:
+            for i in range(h):
+                if i & bit:
+                    continue
+                both, pair = held[i] + held[i + bit], rows[i : i + bit + 1 : bit]
+                for number, j in enumerate((i, i + bit)):
+                    lanes = sorted(
+                        (k for k in range(2 * n) if both[k][0] // 2 & bit == number * bit), key=both.__getitem__
+                    )
+                    held[j] = [both[k] for k in lanes]
+                    rows[j] = self.b.shuffle_vector(*pair, ir.Constant(self.ints, lanes))
+        return rows
+
 
 def _int(value: int) -> ir.Constant:
     return ir.Constant(I64, value)
@@ -312,10 +332,11 @@ small_narrow_tile = _make_tile(SMALL_ROWS, by_lane=False, width=1)
 
 
 def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
-    """An intrinsic ``(depth, offsets, a, b, c, ldc, bias, relu, ahead, ahead_step)``.
+    """An intrinsic ``(depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step)``.
 
-    Row i begins at ``bias[i]``; with ``relu`` negative sums become 0. Each step asks for one line at ``ahead``, which
-    moves on by ``ahead_step``: what is packed next is fetched while the products run.
+    Of each row the first ``columns`` sums are stored, which end in the last vector. Row i begins at ``bias[i]``; with
+    ``relu`` negative sums become 0. Each step asks for one line at ``ahead``, which moves on by ``ahead_step``: what is
+    packed next is fetched while the products run.
 
     ``moving``: ``offsets`` is a number, the elements from one row of b to the next, and four arguments follow,
     ``source, target, source_step, target_step``: each step also copies one vector, the next one that far on. The
@@ -323,7 +344,7 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        depth, offsets, a, b, c, ldc, bias, relu, ahead, ahead_step = args[:10]
+        depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step = args[:11]
         v = _Vectors(builder, sig.args[2])
         rows = [builder.gep(c, [builder.mul(ldc, _int(i))]) for i in range(height)]
         for row in rows:
@@ -335,7 +356,7 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
         builder.branch(loop)
 
         builder.position_at_end(loop)
-        walks = [b, args[10], args[11]] if moving else []
+        walks = [b, args[11], args[12]] if moving else []
         phis = _phis(builder, [_int(0), a, ahead, *walks, *sums], entry)
         k, a_row, fetched, walks, sums = phis[0], phis[1], phis[2], phis[3 : 3 + len(walks)], phis[3 + len(walks) :]
         v.prefetch(fetched, write=False, level=2)
@@ -349,7 +370,7 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
         if moving:
             v.store(v.load(walks[1], _int(0)), walks[2], _int(0))
         next_k = builder.add(k, _int(1))
-        steps = zip(walks, (offsets, args[12], args[13]), strict=True) if moving else ()
+        steps = zip(walks, (offsets, args[13], args[14]), strict=True) if moving else ()
         following = [next_k, builder.gep(a_row, [_int(height)]), builder.gep(fetched, [ahead_step])]
         _close(phis, [*following, *(builder.gep(walk, [step]) for walk, step in steps), *new], loop)
         builder.cbranch(builder.icmp_signed("<", next_k, depth), loop, end)
@@ -357,11 +378,20 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
         builder.position_at_end(end)
         one = builder.icmp_signed("!=", relu, _int(0))
         lowest = builder.select(one, v.zero, ir.Constant(v.vector, [float("-inf")] * v.lanes))
+        new = [
+            builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value) for value in new
+        ]  # NaN stays NaN
         for i, row in enumerate(rows):
-            for j in range(width):
-                value = new[i * width + j]
-                value = builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value)  # NaN stays NaN
-                v.store(value, row, _int(j * v.lanes))
+            for j in range(width - 1):
+                v.store(new[i * width + j], row, _int(j * v.lanes))
+        left = builder.sub(columns, _int((width - 1) * v.lanes))
+        with builder.if_else(builder.icmp_signed(">=", left, _int(v.lanes))) as (whole, part):
+            with whole:
+                for i, row in enumerate(rows):
+                    v.store(new[(i + 1) * width - 1], row, _int((width - 1) * v.lanes))
+            with part:
+                for i, row in enumerate(rows):
+                    v.store_first(new[(i + 1) * width - 1], row, _int((width - 1) * v.lanes), left)
         return context.get_dummy_value()
 
     i64 = types.int64
@@ -369,19 +399,19 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
 
         @intrinsic
         def moving_tile(
-            typingctx: Any, depth: Any, pitch: Any, a: Any, b: Any, c: Any, ldc: Any, bias: Any, relu: Any, ahead: Any,
-            ahead_step: Any, source: Any, target: Any, source_step: Any, target_step: Any,
+            typingctx: Any, depth: Any, pitch: Any, a: Any, b: Any, c: Any, ldc: Any, columns: Any, bias: Any,
+            relu: Any, ahead: Any, ahead_step: Any, source: Any, target: Any, source_step: Any, target_step: Any,
         ) -> Any:  # fmt: skip
-            return types.void(i64, i64, a, b, c, i64, bias, i64, ahead, i64, source, target, i64, i64), codegen
+            return types.void(i64, i64, a, b, c, i64, i64, bias, i64, ahead, i64, source, target, i64, i64), codegen
 
         return moving_tile
 
     @intrinsic
     def pixel_tile(
-        typingctx: Any, depth: Any, offsets: Any, a: Any, b: Any, c: Any, ldc: Any, bias: Any, relu: Any, ahead: Any,
-        ahead_step: Any,
+        typingctx: Any, depth: Any, offsets: Any, a: Any, b: Any, c: Any, ldc: Any, columns: Any, bias: Any, relu: Any,
+        ahead: Any, ahead_step: Any,
     ) -> Any:  # fmt: skip
-        return types.void(i64, _INDEX, a, b, c, i64, bias, i64, ahead, i64), codegen
+        return types.void(i64, _INDEX, a, b, c, i64, i64, bias, i64, ahead, i64), codegen
 
     return pixel_tile
 
@@ -406,6 +436,35 @@ def transpose_square(typingctx: Any, source: Any, lds: Any, target: Any, ldt: An
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64), codegen
+
+
+@intrinsic
+def transpose_to(typingctx: Any, source: Any, lds: Any, target: Any, places: Any) -> Any:
+    """``transpose_square`` whose rows go where a table says: ``target[places[j] + i] = source[i * lds + j]``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, lds, target, places = args
+        v = _Vectors(builder, sig.args[0])
+        for i, row in enumerate(v.transposed(v.load_square(source, lds), first=1)):
+            v.store(row, target, builder.load(builder.gep(places, [_int(i)])))
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, _INDEX), codegen
+
+
+@intrinsic
+def transpose_half(typingctx: Any, source: Any, lds: Any, target: Any) -> Any:
+    """``target[j * h + i] = source[i * lds + j]`` for i < h and j < 2 h: h rows, half of a vector's lanes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, lds, target = args
+        v = _Vectors(builder, sig.args[0])
+        rows = [v.load(source, builder.mul(lds, _int(i))) for i in range(v.lanes // 2)]
+        for i, row in enumerate(v.transposed_half(rows)):
+            v.store(row, target, _int(i * v.lanes))
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target), codegen
 
 
 @intrinsic

@@ -19,7 +19,18 @@ from .arrays import KIND, address
 from .bound import Bound
 from .compile import jit
 from .gemm import transpose, zero
-from .simd import load, pointer, shift, store, unpack, vector_lanes
+from .simd import (
+    keep_whole,
+    lanes,
+    load,
+    pointer,
+    shift,
+    store,
+    transpose_half,
+    transpose_to,
+    unpack,
+    vector_lanes,
+)
 
 
 class Layout(NamedTuple):
@@ -48,11 +59,32 @@ class Layout(NamedTuple):
     first_block: int
     blocks: int
     unpack: int
+    places: int  # where to pack the elements of some row of w that lie side by side; 0: (input, tap) pairs do not
 
 
 THREAD_ELEMENTS = 1 << 16  # that pay for another thread: about 10 µs
 
 _FIELDS = len(Layout._fields)
+
+
+@jit(inline=True)
+def pack_squares(g, vector, source, packed, places, taps, lanes):
+    """A k block whose inputs and taps lie side by side: whole squares, the last one overlapping the one before.
+
+    Input by input, 9 taps fill no square: 0.52 ns a weight of 256 to 256 channels, 3x3, instead of 0.30; a copy 0.27.
+    """
+    keep_whole()
+    n = g.inputs * taps
+    for i in range(0, n, vector):
+        column = min(i, n - vector)
+        s = shift(source, column)
+        if lanes < vector:
+            transpose_half(s, g.w_k, shift(packed, column * g.width))
+            continue
+        target, where = shift(packed, column // taps * g.input_stride), shift(places, column % taps)
+        for lane in range(0, lanes, vector):
+            left = min(lane, lanes - vector)
+            transpose_to(shift(s, left * g.w_k), g.w_k, shift(target, left), where)
 
 
 @jit
@@ -72,7 +104,10 @@ def pack_range(t, threads, table, chunk, kind):
         if g.unpack == 0 and lanes < g.width:
             zero(packed, g.block_stride)
         taps = g.depth * g.rows * g.columns
-        if taps == 1 and g.w_c == 1 and not g.by_lane:  # the inputs lie side by side: whole squares
+        if g.places and (lanes >= vector or 2 * g.width == vector == 2 * lanes):
+            pack_squares(g, vector, shift(w, first * g.w_k), packed, pointer(g.places, table), taps, lanes)
+            continue
+        if taps == 1 and g.w_c == 1 and not g.by_lane:
             source, target = shift(w, first * g.w_k), packed
             if g.unpack:
                 transpose(vector, target, g.input_stride, source, g.w_k, g.inputs, lanes)
@@ -127,10 +162,20 @@ def _bind(
     first, count = blocks or (0, -(-groups * outputs // width) if by_lane else groups * -(-outputs // width))
     w_strides = tuple(stride // dtype.itemsize for stride in w_strides)
     tap_step = _tap_step(shape[3:], w_strides[3:])
-    fields = (0, *shape, *w_strides, tap_step, 0, *strides, width, int(by_lane), first, count, int(unpack))
+    taps, row = math.prod(shape[3:]), math.prod(shape[2:])
+    places = np.empty(0, np.int64)
+    vector = lanes(dtype.itemsize)
+    beside = tap_step == 1 and (shape[2] == 1 or w_strides[2] == taps) and row >= vector
+    # a half square's rows are packed one behind the other
+    if beside and not by_lane and not unpack and (width >= vector or strides[1:] == (width, taps * width)):
+        i = np.arange(taps + vector)
+        places = i % taps * strides[1] + i // taps * strides[2]
+    where = address(places) if places.size else 0
+    fields = (0, *shape, *w_strides, tap_step, 0, *strides, width, int(by_lane), first, count, int(unpack), where)
     table = Layout._make(fields)
     threads = min(threads, max(1, math.prod(shape) // THREAD_ELEMENTS))
-    return Bound(pack_range, KIND[dtype], threads, table, (Layout._fields.index("w"), Layout._fields.index("packed")))
+    ends = (Layout._fields.index("w"), Layout._fields.index("packed"))
+    return Bound(pack_range, KIND[dtype], threads, table, ends, places)
 
 
 def _run(

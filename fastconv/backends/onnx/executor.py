@@ -129,8 +129,9 @@ class Executor:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """One run at a time, on the threads asked for."""
-        with self._lock, nullcontext() if self.threads is None else options(num_threads=self.threads):
+        """One run at a time, on the threads asked for. Infinities and NaN are results, as everywhere in ONNX."""
+        chosen = nullcontext() if self.threads is None else options(num_threads=self.threads)
+        with self._lock, chosen, np.errstate(all="ignore"):
             yield
 
     def _stated(self) -> list[Array]:
@@ -168,6 +169,8 @@ class Executor:
 
 def _fitting(name: str, x: Any, value: Value, sizes: dict[str, int]) -> Array:
     """An input as an array, of the stated dtype and shape. ``sizes``: what named dimensions are so far."""
+    if isinstance(x, np.generic):  # NumPy's reductions and indexing give these for arrays without dimensions
+        x = np.asarray(x)
     if not isinstance(x, np.ndarray):
         raise TypeError(f"run: input {name!r} must be a NumPy array, got {type(x).__name__}")
     if value.dtype is not None and x.dtype != value.dtype and not (value.dtype == object and x.dtype.kind in "US"):

@@ -10,7 +10,6 @@ what was inferred.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from ...extras import extra
 from .graph import Node
+from .memory import check_fits
 
 Array = np.ndarray[Any, Any]
 
@@ -104,10 +104,8 @@ class Reference:
             found = inference.infer_node_outputs(self.schema, self.proto, types, told, opset_imports=opsets)
         except Exception:  # it refuses what the reference takes, a Range of arrays of one element; running will tell
             found = {}
-        memory = machine_memory()
         for name, kind in found.items():
-            if memory is not None and (size := _bytes(kind)) > memory:
-                raise ValueError(f"{self.node}: {name!r} would take {size:,} bytes; this machine has {memory:,}")
+            check_fits(f"{self.node}: {name!r}", _bytes(kind))
         while len(self.inferred) >= KEPT:
             self.inferred.pop(next(iter(self.inferred)), None)
         self.inferred[key] = found
@@ -169,14 +167,6 @@ def _line(error: Exception) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- values
-
-
-def machine_memory() -> int | None:
-    """Bytes of memory of this machine, where the system says."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _is_told(value: Any) -> bool:

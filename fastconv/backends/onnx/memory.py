@@ -9,7 +9,9 @@ d                             |
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -47,9 +49,27 @@ def offsets(lives: Sequence[Life]) -> tuple[list[int], int]:
     return found, total
 
 
+@cache
+def machine_memory() -> int | None:
+    """Bytes of memory of this machine, where the system says."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check_fits(what: str, nbytes: int) -> None:
+    """Raise ValueError for an array that this machine cannot hold. The system might grant it, and end the process when
+    it is written to."""
+    memory = machine_memory()
+    if memory is not None and nbytes > memory:
+        raise ValueError(f"{what} would take {nbytes:,} bytes, this machine has {memory:,}")
+
+
 def block(nbytes: int) -> np.ndarray:
     """So many bytes, uninitialised, beginning at a page: neither a cache line nor, where pages are huge, more is
     shared with others."""
+    check_fits("what lies between the nodes", nbytes)
     page = 4096
     raw = np.empty(nbytes + page, np.uint8)
     start = -raw.ctypes.data % page

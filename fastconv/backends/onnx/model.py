@@ -358,6 +358,12 @@ def _check_graph(graph: Any) -> None:
     for value in (*graph.input, *graph.output):
         if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
             _elements(f"{where}: {value.name!r}", (d.dim_value for d in value.type.tensor_type.shape.dim))
+    types = extra("onnx", "onnx", "a model").TensorProto.DataType.values()
+    for value in graph.input:
+        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type not in types:
+            raise ValueError(
+                f"{where}: the input {value.name!r} has the unknown element type {value.type.tensor_type.elem_type}"
+            )
 
 
 def _check_functions(proto: Any) -> None:
@@ -399,7 +405,9 @@ def _check_with_onnx(proto: Any) -> None:
     graph.name = proto.graph.name
     for part in ("node", "input", "output"):
         getattr(graph, part).extend(getattr(proto.graph, part))
-    for value in (*graph.input, *graph.output):  # exporters leave shapes out, which is harmless
+    for value in (*graph.input, *graph.output):  # exporters leave shapes and types out, which is harmless
+        if value.type.WhichOneof("value") is None:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.shape.SetInParent()
     graph.sparse_initializer.extend(proto.graph.sparse_initializer)
@@ -408,6 +416,8 @@ def _check_with_onnx(proto: Any) -> None:
     )
     try:
         checker.check_model(copy)
+    except UnicodeDecodeError:
+        raise
     except Exception as error:  # ValidationError, or what C++ raises of its own
         raise ValueError(_line(error)) from None
     given = {v.name for v in graph.input} | {t.name for t in graph.initializer}

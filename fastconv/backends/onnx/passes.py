@@ -170,7 +170,7 @@ def fold_affine(graph: Graph) -> Graph:
     constants = dict(graph.constants)
 
     def rewrite(node: Node, followers: _Followers) -> Any:
-        for place in range(2 if node.op in ("Add", "Mul") else 1):
+        for place in range(min(2 if node.op in ("Add", "Mul") else 1, len(node.inputs))):
             convolution = followers.convolution(node.inputs[place])
             if convolution is None or "activation" in convolution.attributes or convolution.has(3):
                 continue

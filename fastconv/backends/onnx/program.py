@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import layout, passes
-from .fallback import Reference
+from .fallback import OWN, Reference
 from .graph import Array, Graph, Node, Value, node_of
 from .layout import Work
 from .memory import Life, block, offsets
@@ -116,7 +116,8 @@ class Program:
         self._place(needed)
         self._bind()
         if self.last is not None:
-            self.reference = Reference(self.last, graph.opsets, run_node)
+            own = self.last.op in OWN and not self.last.domain
+            self.reference = partial(_run, self.last) if own else Reference(self.last, graph.opsets, run_node)
             names = {n for n in (*graph.inputs, *self.specs, *self.last.outputs) if n and n in after}
             rest = Graph(
                 {n: Value(None, None) for n in names}, graph.outputs,
@@ -358,11 +359,20 @@ def _signature(a: Any) -> Any:
 
 def run_node(proto: Any, opsets: Mapping[str, int], inputs: Sequence[Any]) -> list[Array]:
     """One node by itself: what the sub-graphs of others need that run through ``onnx.reference``."""
-    node = node_of(proto, opsets)
-    given = {n: a for n, a in zip(node.inputs, inputs, strict=False) if n}
-    told = {n: a for n, a in given.items() if a.dtype.kind == "i" and a.ndim <= 1}
-    names = {n: Value(None, None) for n in given if n not in told}
-    outputs = tuple(name for name in node.outputs if name)
-    region = Region(Graph(names, outputs, told, (node,), opsets), Settings(Packed(), 1))
-    results = region.run({n: given[n] for n in names})
-    return [results[name] for name in outputs]
+    return _run(node_of(proto, opsets), *inputs)
+
+
+def _run(node: Node, *inputs: Any) -> list[Any]:
+    """One node by itself, all its inputs known: also where the values of one decide a shape, as MaxUnpool's third."""
+    given = [*inputs, *[None] * (len(node.inputs) - len(inputs))]
+    specs = [None if a is None else Spec(a.shape, a.dtype) for a in given]
+    task = task_of(Call(node, specs, given, Packed()))
+    if task is None:
+        raise ValueError(f"{node}: {node.op} is not supported in this form")
+    if task.known is not None:
+        return [task.known]
+    run = task.run if task.prepare is None else task.prepare(Orders())
+    results = [np.empty(spec.shape, spec.dtype) for spec in task.outputs]
+    assert run is not None
+    run(*(given[i] for i in task.reads), *results)
+    return results[: len(node.outputs)]

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from . import tracing
-from .folding import FOLLOWERS, Fold, Follower, Scope
+from .folding import Fold
 from .layers import CONVERTED, Layer, State, _Convolution
+from .rewriting import Folding, Rewritten, called, graphs, rewritten
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -60,34 +60,21 @@ def convert(model: Model, *, fold: bool = True) -> Model:
             module.__class__ = CONVERTED[type(module)]
             module.__dict__["_fastconv"] = State()
     if fold:
-        for module in list(model.modules()):
-            _fold(module)
+        _fold(model)
     return model
 
 
-def _fold(module: nn.Module) -> None:
-    own = [m for m in _called(module) if isinstance(m, _Convolution)]
-    if not own:
-        return
-    folds, reason = tracing.folds(module, lambda m: isinstance(m, _Convolution))
-    for convolution in own:
-        convolution._state().unfolded = reason
-    if not folds:
-        return
-    for f in folds.values():
-        for follower in f.followers:
-            follower.__class__ = FOLLOWERS.get(type(follower), type(follower))
-    scope = Scope(folds)
-    module.register_forward_pre_hook(scope.enter)
-    module.register_forward_hook(scope.leave, with_kwargs=True, always_call=True)
-
-
-def _called(module: nn.Module) -> list[nn.Module]:
-    """The modules that a module's forward may call: its children, and those in its lists and dictionaries."""
-    found = []
-    for child in module.children():
-        found += _called(child) if isinstance(child, (nn.ModuleList, nn.ModuleDict)) else [child]
-    return found
+def _fold(model: nn.Module) -> None:
+    found, reasons = graphs(model)
+    for module, graph in found.items():
+        if graph.folds:
+            kind: Any = type(module)
+            module.__class__ = rewritten(kind)
+            module.__dict__["_fastconv"] = Folding(graph)
+    for module, reason in reasons.items():
+        for child in called(module):
+            if isinstance(child, _Convolution):
+                child._state().unfolded = reason
 
 
 def revert(model: Model) -> Model:
@@ -101,13 +88,10 @@ def revert(model: Model) -> Model:
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: model must be a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [k for k, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Scope)]:
-                del hooks[key]
-                module._forward_hooks_with_kwargs.pop(key, None)
-                module._forward_hooks_always_called.pop(key, None)
         kind = type(module)
-        if kind in _THEIRS:
+        if issubclass(kind, Rewritten):
+            module.__class__ = kind.fastconv_base
+        elif kind in _THEIRS:
             module.__class__ = _THEIRS[kind]
         elif parametrize.is_parametrized(module) and kind.__bases__[0] in _THEIRS:  # a class of its own, after convert
             kind.__bases__ = (_THEIRS[kind.__bases__[0]],)
@@ -115,7 +99,7 @@ def revert(model: Model) -> Model:
     return model
 
 
-_THEIRS: dict[type, type[nn.Module]] = {ours: theirs for theirs, ours in (*CONVERTED.items(), *FOLLOWERS.items())}
+_THEIRS: dict[type, type[nn.Module]] = {ours: theirs for theirs, ours in CONVERTED.items()}
 
 
 def why_left(module: nn.Module) -> str | None:
@@ -181,17 +165,18 @@ def explain(model: nn.Module) -> Report:
     folded: dict[nn.Module, list[str]] = {}
     folds: dict[nn.Module, Fold] = {}
     for module in names:
-        for scope in _scopes(module):
-            for convolution, fold in {} if scope.broken else scope.folds.items():
-                folds[convolution] = fold
+        for fold in _folds(module):
+            if folds.setdefault(fold.convolution, fold) is fold:  # that of the outermost module
                 for follower in fold.followers:
-                    folded.setdefault(follower, []).append(names.get(convolution, "another"))
+                    folded.setdefault(follower, []).append(names[fold.convolution])
     lines = []
     for module, name in names.items():
         if isinstance(module, Layer):
             runs = _runs(module, folds.get(module), names)
-        elif isinstance(module, Follower):
-            runs = f"folded into {', '.join(folded[module])}" if module in folded else "PyTorch"
+        elif module in folded:
+            runs = f"folded into {', '.join(folded[module])}"
+        elif isinstance(module, Rewritten) and module.__dict__["_fastconv"].reason is not None:
+            runs = f"nothing folded: {module.__dict__['_fastconv'].reason}"
         elif type(module) in CONVERTED:
             runs = f"PyTorch: {why_left(module) or 'not converted'}"
         elif (reason := why_left(module)) is not None:
@@ -202,9 +187,18 @@ def explain(model: nn.Module) -> Report:
     return Report(tuple(lines))
 
 
-def _scopes(module: nn.Module) -> list[Scope]:
-    holders = [getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values()]
-    return [h for h in holders if isinstance(h, Scope)]
+def _folds(module: nn.Module) -> list[Fold]:
+    graph = module.__dict__["_fastconv"].graph if isinstance(module, Rewritten) else None
+    return [] if graph is None else graph.folds
+
+
+def _taken(fold: Fold, names: dict[Any, str]) -> list[str]:
+    activation = fold.activation
+    return [
+        *([] if fold.norm is None else [names[fold.norm]]),
+        *([] if fold.add is None else ["the residual"]),
+        *([] if activation is None else [fold.function or names[activation]]),
+    ]
 
 
 def _runs(module: Layer, fold: Fold | None, names: dict[Any, str]) -> str:
@@ -216,8 +210,8 @@ def _runs(module: Layer, fold: Fold | None, names: dict[Any, str]) -> str:
     if not kernels and not state.operators:
         parts = ["PyTorch" if state.reason else "fastconv, not called yet"]
     if fold is not None:
-        parts.append("with " + ", ".join(names.get(m, "another") for m in fold.followers))
-    elif state.unfolded is not None:
+        parts.append("with " + ", ".join(_taken(fold, names)))
+    if state.unfolded is not None:
         parts.append(f"nothing folded: {state.unfolded}")
     if state.reason is not None:
         parts.append(f"the latest call left to PyTorch: {state.reason}")

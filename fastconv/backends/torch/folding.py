@@ -1,52 +1,67 @@
-"""Batch normalisation and activations folded into the convolution before them, where that can change no result.
+"""Batch normalisation, a residual and an activation folded into the convolution before them.
 
-    y = activation(scale * (w * x + b - mean) + beta)  =  activation((scale w) * x + (scale (b - mean) + beta))
-    scale = gamma / sqrt(var + eps)
+    y = activation(scale * (w * x + b - mean) + beta + residual)
+      = activation((scale w) * x + (scale (b - mean) + beta) + residual),    scale = gamma / sqrt(var + eps)
 
-*Where* is found once, by looking at the module that calls all three: its ``forward`` is traced with every submodule as
-a leaf, and a fold is made where the convolution's output goes to that batch normalisation alone and its output to that
-activation alone.
-
-*Whether* is decided anew at each call. The calling module, the **scope** of its folds, says through two hooks when it
-runs. A convolution folds only inside its scope, in eval mode, with no gradients wanted, and without hooks that would
-see what lies between. Its result then lies in the scope with the modules whose work is done, and each of them hands
-exactly this tensor on. In every other case everyone does their own work: called alone, in training, with other tensors.
-
-A result that nobody has fetched when the scope ends went another way than when it was traced (a ``forward`` that
-branches on an attribute): the scope then runs again without folds, and makes none from then on.
+*Where* is found once, in the graph of the module that calls all of them (:mod:`.tracing`). *Whether* is decided anew at
+each call: a fold takes over in eval mode, with no gradients wanted, and without hooks that would see what lies between.
+In every other case the modules of a fold run one after another, as they are.
 """
 
 from __future__ import annotations
 
-import sys
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as module_hooks
+from torch.nn import functional as F
 
 from .again import only_numbers
 
-ACTIVATIONS: dict[type[nn.Module], str] = {
+ACTIVATIONS: dict[Any, str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.LeakyReLU: "leaky_relu", nn.SiLU: "silu", nn.GELU: "gelu",
     nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.Hardswish: "hardswish",
 }  # fmt: skip
+FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", F.silu: "silu", F.gelu: "gelu",
+    torch.sigmoid: "sigmoid", F.sigmoid: "sigmoid", torch.tanh: "tanh", F.tanh: "tanh", F.hardswish: "hardswish",
+    "relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh",
+}  # fmt: skip
+"""Functions, and methods of tensors, that are activations when they are given nothing else."""
 NORMS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 
 
-class Fold:
-    """What a convolution takes over: a batch normalisation, an activation, or both."""
+def observed(module: nn.Module) -> bool:
+    """Whether somebody wants to know when the module is called."""
+    d = module.__dict__
+    hooks = d["_forward_hooks"] or d["_forward_pre_hooks"] or d["_backward_hooks"] or d["_backward_pre_hooks"]
+    return bool(hooks) or "forward" in d
 
-    def __init__(self, norm: Any, activation: Any) -> None:
-        self.norm, self.activation = norm, activation
+
+class Fold:
+    """A convolution with what it takes over: a batch normalisation, the sum with a residual, an activation, or several.
+
+    ``add(y, residual)`` is the sum as the module has it; ``activation`` a module, or a function of one tensor.
+    """
+
+    __module__ = __name__  # torch.fx asks a function's module and name
+
+    def __init__(self, convolution: Any, norm: Any, add: Any, activation: Any, function: str | None) -> None:
+        self.convolution, self.norm, self.add, self.activation = convolution, norm, add, activation
+        self.function = function
+        """The name of an activation that is no module."""
+        self.__name__ = "fold"
 
     @property
     def followers(self) -> tuple[nn.Module, ...]:
-        return tuple(m for m in (self.norm, self.activation) if m is not None)
+        """The modules whose work is taken over."""
+        return tuple(m for m in (self.norm, self.activation) if isinstance(m, nn.Module))
+
+    @property
+    def parameters(self) -> tuple[torch.Tensor, ...]:
+        """Those of all its modules."""
+        modules = self.convolution, *self.followers
+        return tuple(p for m in modules for p in m._parameters.values() if p is not None)
 
     @property
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
@@ -55,18 +70,34 @@ class Fold:
         n = self.norm
         return () if n is None else (n.weight, n.bias, n.running_mean, n.running_var, n.num_batches_tracked)
 
+    def __call__(self, x: Any, residual: Any = None) -> Any:
+        y = self.convolution.planned(x, self, residual) if self.possible(x, residual) else NotImplemented
+        if y is not NotImplemented:
+            return y
+        y = self.convolution(x)
+        if self.norm is not None:
+            y = self.norm(y)
+        if self.add is not None:
+            y = self.add(y, residual)
+        return y if self.activation is None else self.activation(y)
+
     def activation_name(self) -> str | None:
         """None also for parameters that fastconv's activation does not have."""
         a = self.activation
         if a is None or getattr(a, "approximate", "none") != "none" or getattr(a, "negative_slope", 0.01) != 0.01:
             return None
-        return ACTIVATIONS[base(a)]
+        return self.function or ACTIVATIONS[type(a)]
 
-    def possible(self, x: torch.Tensor) -> bool:
+    def possible(self, x: Any, residual: Any) -> bool:
         """Whether the followers do now what they do in eval mode, unobserved."""
-        if any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in self.followers):
+        if any(map(observed, (self.convolution, *self.followers))):
             return False
         if self.activation is not None and self.activation_name() is None:
+            return False
+        if self.add is not None and not (
+            only_numbers(residual) and residual is not None and residual.dtype is x.dtype
+            and residual.device == x.device and not torch.is_autocast_enabled(x.device.type)
+        ):  # fmt: skip
             return False
         norm = self.norm
         if norm is None:
@@ -96,134 +127,3 @@ class Fold:
             wide = w.double().unflatten(0, (groups, -1)) * scale.view(groups, 1, -1, *(1,) * (w.dim() - 2))
             wide = wide.flatten(0, 1)
         return wide.to(w.dtype), shift.to(w.dtype)
-
-
-# -------------------------------------------------------------------------------------------------------- at each call
-
-
-class _Running:
-    """A scope that is running: results not yet fetched, with who is still to fetch them, and the frame it runs in."""
-
-    def __init__(self, scope: Scope, folds: dict[nn.Module, Fold], frame: Any) -> None:
-        self.scope, self.folds, self.frame = scope, folds, frame
-        self.pending: dict[int, tuple[torch.Tensor, tuple[nn.Module, ...]]] = {}
-
-
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.scopes: list[_Running] = []
-        self.suspended = False
-
-
-_thread = _Thread()
-
-
-class Scope:
-    """The folds of the convolutions that one module calls; ``enter`` and ``leave`` are hooks of this module."""
-
-    def __init__(self, folds: dict[nn.Module, Fold]) -> None:
-        self.folds = folds
-        self.broken = False
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling():
-            folds = {} if module.training or self.broken else self.folds
-            _thread.scopes.append(_Running(self, folds, sys._getframe(1)))
-
-    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return None
-        running = _thread.scopes.pop()
-        while running.scope is not self:  # one that was interrupted before it could leave
-            running = _thread.scopes.pop()
-        if output is None or not running.pending:  # None: also after an exception
-            return None
-        self.broken = True
-        warnings.warn(
-            f"{type(module).__name__}: a convolution's output did not go where it went when the model was converted; "
-            "the call was repeated without folding, and nothing is folded here from now on",
-            stacklevel=2,
-        )
-        with suspended():
-            return module.forward(*args, **kwargs)
-
-
-@contextmanager
-def suspended() -> Iterator[None]:
-    """Nothing is folded in this thread inside the block."""
-    before, _thread.suspended = _thread.suspended, True
-    try:
-        yield
-    finally:
-        _thread.suspended = before
-
-
-def _current() -> _Running | None:
-    """The innermost scope whose frame is still below the caller's: one that was interrupted (Ctrl-C) never left."""
-    scopes = _thread.scopes
-    while scopes:
-        frame, wanted = sys._getframe(1), scopes[-1].frame
-        while frame is not None and frame is not wanted:
-            frame = frame.f_back  # type: ignore[assignment]
-        if frame is not None:
-            return scopes[-1]
-        scopes.pop()
-    return None
-
-
-def fold_now(convolution: nn.Module, x: torch.Tensor) -> Fold | None:
-    """What the convolution is to take over in this call."""
-    if not _thread.scopes or _thread.suspended or convolution._forward_hooks:
-        return None
-    if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
-        return None
-    running = _current()
-    fold = None if running is None else running.folds.get(convolution)
-    return None if fold is None or not fold.possible(x) else fold
-
-
-def mark(y: torch.Tensor, fold: Fold) -> None:
-    """The work of the fold's modules is done in y."""
-    _thread.scopes[-1].pending[id(y)] = y, fold.followers
-
-
-def _fetched(module: nn.Module, x: torch.Tensor) -> bool:
-    """Whether the module's work is done in x, which is noted only once."""
-    if not _thread.scopes:
-        return False
-    pending = _thread.scopes[-1].pending
-    y, followers = pending.get(id(x), (None, ()))
-    if y is not x or followers[0] is not module:
-        return False
-    if len(followers) == 1:
-        del pending[id(x)]
-    else:
-        pending[id(x)] = x, followers[1:]
-    return True
-
-
-class Follower(nn.Module):
-    """A batch normalisation or an activation that hands on what a convolution has done for it."""
-
-    base: type[nn.Module]
-
-    def forward(self, input: Any) -> Any:
-        if not torch.compiler.is_compiling() and _fetched(self, input):
-            return input
-        return super().forward(input)
-
-
-FOLLOWERS: dict[type[nn.Module], type[Follower]] = {
-    theirs: type(
-        theirs.__name__, (Follower, theirs), {"__module__": __name__, "__doc__": theirs.__doc__, "base": theirs}
-    )
-    for theirs in (*NORMS, *ACTIVATIONS)
-}
-"""PyTorch's class -> ours, which has its name."""
-
-globals().update({ours.__name__: ours for ours in FOLLOWERS.values()})  # where pickle looks for them
-
-
-def base(module: nn.Module) -> type[nn.Module]:
-    """The class that PyTorch gave the module."""
-    return module.base if isinstance(module, Follower) else type(module)

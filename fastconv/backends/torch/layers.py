@@ -14,7 +14,9 @@ their memory and compares it and PyTorch's version counters at each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,9 @@ import fastconv
 from fastconv.arrays import empty
 from fastconv.dispatch import current_options, default_threads, get_num_threads
 
-from . import convolutions, folding, functions
+from . import convolutions, functions
 from .again import autocast_dtype, only_numbers
+from .folding import Fold
 from .tensors import array, is_channels_last, on_device, tensor
 from .use import refusal
 
@@ -44,7 +47,7 @@ class State:
         self.reason: str | None = None
         """Why the latest call that was left to PyTorch was."""
         self.unfolded: str | None = None
-        """Why nothing is folded in, where the calling module could not be looked at."""
+        """Why nothing is folded in: the calling module cannot be traced, or the latest call that did not fold."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**State().__dict__, "unfolded": self.unfolded}
@@ -74,12 +77,12 @@ class Prepared:
                 return False
         return True
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         if x.is_cuda:
             with on_device(x):
                 source = array(x)
                 y = empty(source, self.shape, "channels_last" if self.order else "channels_first")
-                self.plan.run(source, None, y)
+                self.plan.run(source, None if residual is None else array(residual), y)
                 return tensor(y)
         source = array(x)  # (N, C, *spatial), as the kernels take it, in either format
         if self.order is None:
@@ -87,8 +90,26 @@ class Prepared:
         else:
             n, c, *spatial = self.shape
             y = np.empty((n, *spatial, c), source.dtype).transpose(self.order)
-        self.plan.run(source, None, y)
+        self.plan.run(source, None if residual is None else array(residual), y)
         return tensor(y)
+
+
+class _Thread(threading.local):
+    plain = False
+    """Whether converted modules leave everything to PyTorch."""
+
+
+thread = _Thread()
+
+
+@contextmanager
+def left_to_pytorch() -> Iterator[None]:
+    """Converted modules are PyTorch's in this thread inside the block."""
+    thread.plain = True
+    try:
+        yield
+    finally:
+        thread.plain = False
 
 
 class Layer(nn.Module):
@@ -104,7 +125,7 @@ class Layer(nn.Module):
 
     def _call(self, function: Callable[..., Any], tensors: tuple[Any, ...], *parameters: Any, **named: Any) -> Any:
         """The function's result, or NotImplemented where fastconv cannot run it."""
-        if not isinstance(tensors[0], torch.Tensor):  # symbols of torch.fx
+        if thread.plain or not isinstance(tensors[0], torch.Tensor):  # symbols of torch.fx
             return NotImplemented
         reason = refusal([t for t in tensors if t is not None])
         if torch.compiler.is_compiling():
@@ -134,37 +155,44 @@ class _Convolution(Layer):
     dilation: Any
     output_padding: Any
     padding_mode: Any
+    folds = True
+    adds = False
+    """Whether a residual can be folded in."""
 
-    def _planned(self, input: Any) -> Any:
+    def planned(self, input: Any, fold: Fold | None = None, residual: Any = None) -> Any:
         """The result of a plan, or NotImplemented where none may be used."""
         parameters = self._parameters
         w, bias = parameters.get("weight"), parameters.get("bias")
-        if self.training or w is None or not only_numbers(input, w, bias) or input.layout is not torch.strided:
+        if (
+            self.training
+            or w is None
+            or thread.plain
+            or not only_numbers(input, w, bias)
+            or input.layout is not torch.strided
+        ):
             return NotImplemented
-        fold = folding.fold_now(self, input)
         tensors = (w, bias) if fold is None else (w, bias, *fold.tensors)
         low = autocast_dtype(input)
         threads = default_threads() or (get_num_threads(), current_options())
         device = input.device if input.is_cuda else None
-        key = (input.shape, input.stride(), input.dtype, device, threads, fold, low)
+        sum_shape = None if residual is None else residual.shape
+        key = (input.shape, input.stride(), input.dtype, device, threads, sum_shape, fold, low)
         state = self.__dict__.get("_fastconv") or self._state()
         prepared = state.plans.get(key)
         if prepared is None or not prepared.current(tensors):
             if input.dim() != self.rank + 2 or any(t is not None and t.is_inference() for t in tensors):
                 return NotImplemented  # no batch dimension; no version counters
             prepared = self._prepare(input, w, bias, fold, low, tensors)
+            if residual is not None and prepared.plan is not None and sum_shape != prepared.shape:
+                prepared = Prepared(None, f"the residual has shape {tuple(residual.shape)}", False, tensors)
             state.keep(key, prepared)
         if prepared.plan is None:
-            state.reason = prepared.reason
-            return NotImplemented if fold is None else self._alone(input)
-        y = prepared(input if low is None else input.to(low))
-        if fold is not None:
-            folding.mark(y, fold)
-        return y
-
-    def _alone(self, input: Any) -> Any:
-        with folding.suspended():
-            return self._planned(input)
+            if fold is None:
+                state.reason = prepared.reason
+            else:
+                state.unfolded = prepared.reason
+            return NotImplemented
+        return prepared(input if low is None else input.to(low), residual)
 
     def _prepare(self, x: Any, w: Any, bias: Any, fold: Any, low: Any, tensors: Any) -> Prepared:
         last = is_channels_last(x)
@@ -184,7 +212,7 @@ class _Convolution(Layer):
             with on_device(w):
                 plan = self._plan(
                     size, array(w), None if bias is None else array(bias), layout="channels_last" if last else None,
-                    activation=activation,
+                    activation=activation, **({"residual": True} if fold is not None and fold.add is not None else {}),
                 )  # fmt: skip
                 if w.is_cuda:
                     torch.cuda.current_stream(w.device).synchronize()  # calls may come on other streams
@@ -197,8 +225,10 @@ class _Convolution(Layer):
 
 
 class Convolution(_Convolution):
+    adds = True
+
     def forward(self, input: Any) -> Any:
-        y = self._planned(input)
+        y = self.planned(input)
         if y is NotImplemented:
             y = self._call(
                 (functions.conv1d, functions.conv2d, functions.conv3d)[self.rank - 1],
@@ -218,7 +248,7 @@ class Convolution(_Convolution):
 
 class TransposedConvolution(_Convolution):
     def forward(self, input: Any, output_size: Any = None) -> Any:
-        y = self._planned(input) if output_size is None else NotImplemented
+        y = self.planned(input) if output_size is None else NotImplemented
         if y is NotImplemented and self.padding_mode == "zeros" and isinstance(input, torch.Tensor):
             extra = self._output_padding(  # type: ignore[operator]
                 input, output_size, self.stride, self.padding, self.kernel_size, self.rank, self.dilation

@@ -146,6 +146,8 @@ def leaky_relu(call: Call) -> Task | None:
 
 @operator("PRelu")
 def prelu(call: Call) -> Task | None:
+    if call.node.version < 7:  # a slope for each channel then, where it is not one for all
+        return None
     return _elementwise(call, lambda x, slope, out: np.copyto(out, np.where(x < 0, x * slope, x)))
 
 

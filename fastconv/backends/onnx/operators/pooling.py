@@ -14,35 +14,64 @@ from ....dispatch import get_num_threads, select
 from ....problem import pool_problem
 from ....registry import resolve
 from ..graph import Array
-from .task import Call, Sizes, Spec, Task, operator
+from .task import Call, Run, Sizes, Spec, Task, operator
 from .windows import Window, spatial_rank, window
 
 KINDS = {"MaxPool": "max_pool", "AveragePool": "avg_pool", "LpPool": "lp_pool"}
 WHOLE = {"GlobalMaxPool": "MaxPool", "GlobalAveragePool": "AveragePool", "GlobalLpPool": "LpPool"}
+
+WIDER = np.dtype(np.float16)
 
 RATE, TURNED_RATE = 3e10, 3e9
 """Bytes a second of a pooling, and of one whose input and output lie in unlike orders, which copies."""
 
 
 def _pool(call: Call, kind: str, used: Window, options: dict[str, Any]) -> Task:
-    if not call.floating(0):
-        raise ValueError(f"{call.node}: x must be of a floating-point dtype, got {call.spec().dtype}")
     x, rank, name = call.spec(), used.rank, KINDS[kind]
+    if _narrow(kind, x):
+        x = Spec(x.shape, WIDER)
+    elif not call.floating(0):
+        raise ValueError(f"{call.node}: x must be of a floating-point dtype, got {x.dtype}")
     sizes: dict[str, Any] = {"stride": used.stride, "padding": used.padding, "dilation": used.dilation, **options}
     if kind == "LpPool":
         sizes["norm_type"] = float(call.attribute("p", 2))
     op = f"{name}{rank}d"
     problem = pool_problem(op, rank, name, x.shape, used.kernel, dtype=dtype_name(x.dtype), **sizes)
-    made = Spec(problem.geometry.output_shape, x.dtype)
+    made = Spec(problem.geometry.output_shape, call.spec().dtype)
     choice = select(problem, op=op)
-    run = partial(resolve(choice.row.target), problem.geometry, threads=get_num_threads())
+    kernel = partial(resolve(choice.row.target), problem.geometry, threads=get_num_threads())
     picks = (None,) if kind == "MaxPool" else ()  # no indices
+
+    def run(x: Array, out: Array) -> None:
+        kernel(x, *picks, out)
+
+    if kind == "LpPool" and sizes["norm_type"] % 2:
+        # ONNX's norm is of magnitudes; fastconv's, as PyTorch's, of the elements, which differ where p is odd
+        run = lambda x, out: kernel(np.abs(x), out)  # noqa: E731
+    elif _narrow(kind, call.spec()):
+        run = _widened(run)
     nbytes = made.nbytes + x.nbytes
     return Task(
-        (made,), None, (0,), orders="own", prepare=lambda orders: lambda x, out: run(x, *picks, out),
+        (made,), None, (0,), orders="own", prepare=lambda orders: run,
         seconds=lambda orders: nbytes / (RATE if orders.given == orders.made else TURNED_RATE),
         note=lambda orders: f"{name} {choice.algorithm}",
     )  # fmt: skip
+
+
+def _narrow(kind: str, x: Spec) -> bool:
+    """Whether elements are bytes, which no kernel here takes: they are pooled as float16, which holds all of them."""
+    return kind == "MaxPool" and x.dtype in (np.int8, np.uint8)
+
+
+def _widened(run: Run) -> Run:
+    """``run(x, out, *others)`` of float16 arrays as one of bytes."""
+
+    def widened(x: Array, out: Array, *others: Array) -> None:
+        wide = np.empty_like(out, WIDER)
+        run(x.astype(WIDER), wide, *others)
+        np.copyto(out, wide, casting="unsafe")
+
+    return widened
 
 
 @operator("MaxPool", "AveragePool", "LpPool")
@@ -74,7 +103,9 @@ def _with_indices(call: Call, used: Window, made: Sizes, options: dict[str, Any]
         np.add(positions, planes, out=indices)
 
     outputs = (Spec(made, spec.dtype), Spec(made, np.dtype(np.int64)))
-    return Task(outputs, run, (0,), note=lambda orders: "pooling with indices")
+    return Task(
+        outputs, _widened(run) if _narrow("MaxPool", spec) else run, (0,), note=lambda orders: "pooling with indices"
+    )
 
 
 @operator("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool")

@@ -17,6 +17,7 @@ import numpy as np
 from ....arrays import dtype_name
 from ....problem import DTYPES
 from ..graph import Array, Node
+from ..memory import check_fits
 
 Sizes = tuple[int, ...]
 Run = Callable[..., None]
@@ -130,7 +131,16 @@ def operator(*names: str) -> Callable[[Operator], Operator]:
 def task_of(call: Call) -> Task | None:
     """The node as a task, or None where it does not run here."""
     function = OPERATORS.get(call.node.op) if call.node.domain == "" else None
-    return None if function is None else function(call)
+    if function is None:
+        return None
+    try:
+        task = function(call)
+    except Exception as error:  # shapes that do not go together, attributes out of range: NumPy names no node
+        said = str(error) or type(error).__name__
+        raise ValueError(said if str(call.node) in said else f"{call.node}: {said}") from error
+    for spec in task.outputs if task is not None else ():
+        check_fits(str(call.node), spec.nbytes)
+    return task
 
 
 def evaluate(node: Node, inputs: Sequence[Array | None], limit: int) -> list[Array] | None:

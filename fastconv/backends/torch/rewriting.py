@@ -1,0 +1,171 @@
+"""Modules whose ``forward`` runs as its graph with folds (:mod:`.tracing`) where only the numbers are wanted.
+
+The graph runs in eval mode, without gradients, on plain tensors; the first such call runs PyTorch's modules beside it
+and compares. Everything else (training, ``torch.compile``, hooks on a module of the graph, other arguments)
+goes to ``forward`` itself. Where the modules are not as they were when they were traced, they are traced anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_hooks
+
+from . import layers
+from .again import only_numbers
+from .folding import observed
+from .tracing import Graph, NotTraced, is_convolution
+
+TRACES = 4
+"""How often a module is traced before it is left as it is: it changes itself."""
+
+
+class Folding:
+    """What a rewritten module remembers. Copies and pickles of the module trace it again."""
+
+    def __init__(self, graph: Graph | None = None) -> None:
+        self.graph, self.traces = graph, int(graph is not None)
+        self.reason: str | None = None
+        """Why nothing is folded any more."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: Any) -> None:
+        Folding.__init__(self)
+
+    def current(self, module: nn.Module) -> Graph | None:
+        """The graph of the module as it is now; None where it has none."""
+        if self.reason is not None:
+            return None
+        if self.graph is not None and self.graph.same():
+            return self.graph
+        try:
+            if self.traces == TRACES:
+                raise NotTraced(f"it changed after each of {TRACES} times it was traced")
+            self.traces += 1
+            found, reasons = graphs(module)
+            if module not in found:
+                raise NotTraced(reasons.get(module, "none of its convolutions is fastconv's"))
+            self.graph = found[module]
+        except NotTraced as error:
+            self.graph, self.reason = None, str(error)
+        return self.graph
+
+
+class Rewritten(nn.Module):
+    """A module that folds; its class is made by :func:`rewritten`."""
+
+    fastconv_base: type[nn.Module]
+    """The module's own class."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        made, arguments, *others = reduced
+        if made.__name__ == "__newobj__" and arguments[0] is type(self):
+            made, arguments = _remade, (self.fastconv_base, *arguments[1:])
+        return (made, arguments, *others)
+
+
+def _remade(kind: Any, *arguments: Any) -> Any:
+    made = rewritten(kind)
+    return made.__new__(made, *arguments)
+
+
+@functools.lru_cache(maxsize=256)
+def rewritten(kind: Any) -> type[Rewritten]:
+    """The subclass of ``kind`` whose ``forward`` folds; it has its name."""
+    own = kind.forward
+
+    @functools.wraps(own)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        folding = self.__dict__.get("_fastconv")
+        if folding is None or kwargs or self.training or layers.thread.plain or not only_numbers(*args):
+            return own(self, *args, **kwargs)
+        graph = folding.current(self)
+        if graph is None or len(args) != graph.arity or not _runs(graph, args):
+            return own(self, *args)
+        return graph.run(self, *args) if graph.checked else _check(self, folding, graph, own, args)
+
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (Rewritten, kind), {**names, "fastconv_base": kind, "forward": forward})
+
+
+def _runs(graph: Graph, args: tuple[Any, ...]) -> bool:
+    """Whether a graph may stand for its module now."""
+    if any(a is None for a in args) or not graph.unobserved():
+        return False
+    if torch.is_grad_enabled() and any(p.requires_grad for f in graph.folds for p in f.parameters):
+        return False
+    h = module_hooks
+    return not (
+        h._global_forward_hooks or h._global_forward_pre_hooks or h._global_backward_hooks
+        or h._global_backward_pre_hooks
+    )  # fmt: skip
+
+
+def _check(module: nn.Module, folding: Folding, graph: Graph, own: Any, args: tuple[torch.Tensor, ...]) -> Any:
+    """The graph's result, from now on without a check, if it is PyTorch's; else PyTorch's."""
+    if any(m.training or observed(m) for m in module.modules() if m is not module):
+        return own(module, *args)  # who listens, or counts, is not called twice
+    copies = [a.clone(memory_format=torch.preserve_format) for a in args]
+    with layers.left_to_pytorch():
+        expected = own(module, *copies)
+    y = graph.run(module, *args)
+    if _alike(y, expected):
+        graph.checked = True
+        return y
+    folding.graph, folding.reason = None, "its graph, as torch.fx traced it, gives another result"
+    warnings.warn(f"{type(module).__name__}: nothing is folded: {folding.reason}", stacklevel=4)
+    return expected
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two results have the same structure, and tensors differ by no more than roundings may have done."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_alike(a[k], b[k]) for k in a)
+    if not isinstance(a, torch.Tensor):
+        return bool(a is b or a == b)
+    if a.shape != b.shape or a.dtype is not b.dtype or not a.is_floating_point() or not a.numel():
+        return a.shape == b.shape and a.dtype is b.dtype
+    finite = b.isfinite()
+    low = a.dtype in (torch.float16, torch.bfloat16)
+    most = (0.1 if low else 0.01) * float(torch.where(finite, b, 0).abs().max())
+    off = float(torch.where(finite, a - b, 0).abs().max())
+    return off <= most
+
+
+def graphs(model: nn.Module) -> tuple[dict[nn.Module, Graph], dict[nn.Module, str]]:
+    """The graphs of all modules that contain convolutions, and the reasons why others have none."""
+    found: dict[nn.Module, Graph] = {}
+    reasons: dict[nn.Module, str] = {}
+
+    def visit(module: nn.Module) -> None:
+        for child in called(module):
+            visit(child)
+        if module in found or module in reasons or is_convolution(module):
+            return
+        if any(map(is_convolution, module.modules())):
+            try:
+                found[module] = Graph(module, set(found))
+            except NotTraced as error:
+                reasons[module] = str(error)
+
+    visit(model)
+    return found, reasons
+
+
+def called(module: nn.Module) -> list[nn.Module]:
+    """The modules that a module's forward may call: its children, and those in its lists and dictionaries."""
+    found = []
+    for child in module.children():
+        found += called(child) if isinstance(child, (nn.ModuleList, nn.ModuleDict)) else [child]
+    return found
