@@ -116,6 +116,10 @@ class ConvPlan:
         if mine is not None and _equal(mine, theirs):
             self._kernel = partial(self._kernel.func, *self._kernel.args, **{**self._kernel.keywords, "packed": theirs})
 
+    def work_in(self, workspace: Workspace) -> None:
+        """Take scratch memory from here: plans that run one after the other then find it in the cache."""
+        self._workspace = workspace
+
     def explain(self) -> Explanation:
         """Why this kernel was chosen, as :func:`fastconv.explain` says it."""
         return self._why

@@ -255,7 +255,8 @@ def _activation(node: Node, constants: Mapping[str, Array]) -> str | None:
         if any(name and name not in constants for name in node.inputs[1:]):
             return None
         bounds = [constants[node.inputs[i]].item() if node.has(i) else read(key) for i, key in ((1, "min"), (2, "max"))]
-        return {(0, 6): "relu6", (0, None): "relu"}.get(tuple(bounds))  # type: ignore[call-overload, no-any-return]
+        names: dict[tuple[Any, ...], str] = {(0, 6): "relu6", (0, None): "relu"}
+        return names.get(tuple(bounds))
     return None
 
 
@@ -352,10 +353,11 @@ def _absorbed(node: Node, padding: Node, constants: Mapping[str, Array]) -> list
     before, after = pads[:rank], pads[rank:]
     if rank < 3 or min(pads) < 0 or any(before[:2]) or any(after[:2]):
         return None
-    kernel = node.attributes.get("kernel_shape")
-    if node.op == "AveragePool" and any(p >= k for p, k in zip((*before[2:], *after[2:]), [*kernel] * 2, strict=True)):
+    kernel = node.attributes.get("kernel_shape", ())
+    around = [int(n) for n in (*before[2:], *after[2:])]
+    if node.op == "AveragePool" and any(p >= k for p, k in zip(around, [*kernel, *kernel], strict=True)):
         return None  # a window wholly on padding
-    return [int(n) for n in (*before[2:], *after[2:])]
+    return around
 
 
 PASSES = (

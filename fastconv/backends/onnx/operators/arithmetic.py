@@ -45,11 +45,11 @@ for _name, _function in {
 }.items():  # fmt: skip
     operator(_name)(_ufunc(_function))
 
-for _name, _function in {
+for _name, _unit in {
     "Sigmoid": activations.sigmoid, "HardSwish": activations.hardswish,
     "Softplus": lambda x: np.logaddexp(x, 0), "Erf": lambda x: 2 * activations.normal_cdf(x * math.sqrt(2)) - 1,
 }.items():  # fmt: skip
-    operator(_name)(_unary(_function))
+    operator(_name)(_unary(_unit))
 
 
 @operator("Relu")

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from .... import functional, plan
 from ....arrays import dtype_name
-from ....dispatch import Candidate, select
+from ....dispatch import Candidate, Workspace, select
 from ....plan import ConvPlan
 from ....problem import ConvProblem, conv_problem, conv_transpose_problem
 from ..graph import Array
@@ -140,22 +140,28 @@ def _planned(call: Call, made: Spec, parameters: dict[str, Any], build: Callable
 
 def _dynamic(call: Call, made: Spec, parameters: dict[str, Any]) -> Task:
     function = KINDS[call.node.op].functions[len(call.spec().shape) - 3]
-    bias = call.has(2)
+    options = {**parameters, "activation": call.attribute("activation")}
+    names = [("x", "w", "bias", "residual")[i] for i in call.present]
 
-    def run(x: Array, w: Array, *rest: Array) -> None:
-        function(x, w, rest[0] if bias else None, out=rest[-1], **parameters)
+    def run(*arrays: Array) -> None:
+        function(**dict(zip(names, arrays, strict=False)), out=arrays[-1], **options)
 
     return Task((made,), run, call.present, note=lambda orders: "weights not constant")
 
 
 class Packed:
-    """The weights that an executor's plans have packed. Plans of one weight for several shapes share them."""
+    """The weights that an executor's plans have packed. Plans of one weight for several shapes share them.
+
+    All of them share one workspace: with one each, every layer of a network would find its own cold.
+    """
 
     def __init__(self) -> None:
+        self.workspace = Workspace()
         self.plans: WeakValueDictionary[tuple[int, str], ConvPlan] = WeakValueDictionary()
 
     def shared(self, prepared: ConvPlan, w: Array) -> ConvPlan:
         """The plan, its packed weights those of an earlier plan where they are equal. ``w`` lives as long as this."""
+        prepared.work_in(self.workspace)
         key = id(w), prepared.algorithm
         if (earlier := self.plans.get(key)) is not None:
             prepared.share(earlier)
