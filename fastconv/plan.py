@@ -85,6 +85,7 @@ class ConvPlan:
             if problem.device == "cuda":  # any stream may call, whichever packed the weights
                 array_module(w).cuda.get_current_stream().synchronize()
         self._on_cpu = problem.device == "cpu"
+        self._plain = self._on_cpu and lay.batched and lay.name == "channels_first" and not problem.residual
         self._workspace = Workspace()
         self._scratch = DeviceWorkspace()
         self._known: dict[Any, Known] = {}
@@ -120,6 +121,10 @@ class ConvPlan:
         return self._why
 
     def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
+        if residual is None and self._is_usual(x, out):  # 3 µs less than the long way
+            y = np.empty(self._output, x.dtype) if out is None else out
+            self.run(x, None, y)
+            return y
         lay = self._layout
         if not self._on_cpu and residual is None:
             again = self._again(x, out)
@@ -154,6 +159,17 @@ class ConvPlan:
             spans = ((0, 0) if a is None else span(a.shape, a.strides, a.itemsize) for a in (x, out))
             self._known[_likeness(x), out if out is None else _likeness(out)] = Known(*spans)
         return output.result()
+
+    def _is_usual(self, x: Any, out: Any) -> bool:
+        """Whether x and out are what most calls bring, so that nothing is left to check."""
+        if not (self._plain and type(x) is np.ndarray and x.dtype is self._like.dtype and x.shape == self.input_shape):
+            return False
+        if out is None:
+            return True
+        if not (type(out) is np.ndarray and out.dtype is x.dtype and out.shape == self._output):
+            return False
+        flags = out.flags
+        return flags.c_contiguous and flags.writeable and not np.may_share_memory(x, out)
 
     def run(self, x: Any, residual: Any, out: Any) -> None:
         """The kernel on arrays that are known to fit, all of them (N, C, *spatial) whatever the layout: views, for

@@ -358,6 +358,16 @@ def add_square(typingctx: Any, v: Any, sum: Any) -> Any:
 
 
 @intrinsic
+def add_product(typingctx: Any, a: Any, b: Any, sum: Any) -> Any:
+    """sum + a * b, fused where the target can."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(builder, f"llvm.fmuladd.{_suffix(a.llvm)}", a.llvm, *args)
+
+    return a(a, b, sum), codegen
+
+
+@intrinsic
 def multiply(typingctx: Any, a: Any, b: Any) -> Any:
     return a(a, b), lambda context, builder, sig, args: builder.fmul(*args)
 

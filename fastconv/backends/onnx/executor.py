@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...dispatch import options
+from ...dispatch import get_num_threads, options
 from . import passes
 from .graph import Array, Value, build
 from .model import load
@@ -84,7 +84,7 @@ class Executor:
         TypeError : an input is not an array, or of another dtype.
         """
         given = self._checked(inputs)
-        with self._lock, self._environment():
+        with self._running():
             results = self._region.run(given)
         return tuple(results[name] for name in self.outputs)
 
@@ -92,7 +92,7 @@ class Executor:
         """The steps of a run with the seconds that each takes, the median of ``repeats`` runs after one to warm up."""
         given = self._checked(inputs)
         runs: list[list[Row]] = []
-        with self._lock, self._environment():
+        with self._running():
             for _ in range(repeats + 1):
                 rows: list[Row] = []
                 self._region.run(given, rows)
@@ -109,7 +109,7 @@ class Executor:
         ------
         ValueError : there was no run yet, no inputs are given, and the model does not state all shapes.
         """
-        with self._lock, self._environment():
+        with self._running():
             if inputs is None and not self._region.programs:
                 inputs = self._stated()
             if inputs is not None:
@@ -128,9 +128,15 @@ class Executor:
         return Explanation(rows, self.nodes, arena)
 
     @contextmanager
-    def _environment(self) -> Iterator[None]:
-        """The threads that were asked for; and infinities and NaN are results, not warnings, as everywhere in ONNX."""
-        with nullcontext() if self.threads is None else options(num_threads=self.threads), np.errstate(all="ignore"):
+    def _running(self) -> Iterator[None]:
+        """One run at a time, on the threads asked for, each on a CPU of its own.
+
+        Infinities and NaN are results and no warnings, as everywhere in ONNX.
+        """
+        from ...kernels.cpu.affinity import spread
+
+        chosen = nullcontext() if self.threads is None else options(num_threads=self.threads)
+        with self._lock, chosen, spread(get_num_threads()), np.errstate(all="ignore"):
             yield
 
     def _stated(self) -> list[Array]:

@@ -129,6 +129,16 @@ class _Followers:
         fits = node is not None and _plain(node) and node.op in CONVOLUTIONS and self.uses[name] == 1
         return node if fits and name not in self.graph.outputs else None
 
+    def dense(self, name: str) -> Node | None:
+        """The dense layer, its weights constant, that gives ``name``, if nothing but one node reads it."""
+        node = self.producers.get(name)
+        fits = node is not None and _plain(node) and node.op == "Gemm" and self.uses[name] == 1
+        if not fits or node is None or name in self.graph.outputs or node.attributes.get("transA", 0):
+            return None
+        constants = [self.graph.constants.get(name) for name in node.inputs[1:] if name]
+        known = all(c is not None and c.dtype.kind == "f" and c.size for c in constants)
+        return node if known and all(c is not None and c.ndim == 1 for c in constants[1:]) else None
+
     def merge(self, convolution: Node, follower: Node, **changes: Any) -> Node:
         """``follower`` is done by the convolution from now on, which takes its place in the order."""
         merged = replace(convolution, outputs=follower.outputs[:1], proto=None, **changes)
@@ -217,11 +227,13 @@ def _scaled(convolution: Node, weights: list[Array], factor: Array, summand: Arr
 
 
 def fuse_activations(graph: Graph) -> Graph:
-    """An activation after a convolution becomes part of it; x * sigmoid(x), which is SiLU, too."""
+    """An activation after a convolution or a dense layer becomes part of it; x * sigmoid(x), which is SiLU, too."""
 
     def rewrite(node: Node, followers: _Followers) -> Any:
         name = _activation(node, graph.constants)
         convolution = followers.convolution(node.inputs[0]) if name else None
+        if name and convolution is None:
+            convolution = followers.dense(node.inputs[0])
         if convolution is None or "activation" in convolution.attributes:
             return None
         attributes = {**convolution.attributes, "activation": name}

@@ -10,6 +10,7 @@ import numpy as np
 
 from ....autograd import activations
 from ..graph import Array
+from .dense import dense, gemm_weights
 from .task import Call, Run, Spec, Task, operator
 
 
@@ -226,6 +227,9 @@ def matmul(call: Call) -> Task | None:
         raise ValueError(f"{call.node}: cannot multiply matrices of shapes {x.shape} and {y.shape}")
     rows, columns = (() if len(s.shape) == 1 else (n,) for s, n in ((x, a[-2]), (y, b[-1])))
     shape = (*np.broadcast_shapes(a[:-2], b[:-2]), *rows, *columns)
+    w = call.constant(1)
+    if w is not None and w.ndim == 2 and w.size and call.floating(0, 1):
+        return dense(call, w.T, None, shape)
     return Task((Spec(shape, x.dtype),), lambda p, q, out: _product(p, q, out), (0, 1))
 
 
@@ -239,13 +243,17 @@ def _product(x: Array, y: Array, out: Array) -> None:
 @operator("Gemm")
 def gemm(call: Call) -> Task | None:
     x, w = call.spec(0), call.spec(1)
-    if x.dtype.kind != "f" or len(x.shape) != 2 or len(w.shape) != 2:
+    if len(x.shape) != 2 or len(w.shape) != 2:
         return None
     alpha, beta = (x.dtype.type(call.attribute(name, 1.0)) for name in ("alpha", "beta"))
     turn_x, turn_w = bool(call.attribute("transA", 0)), bool(call.attribute("transB", 0))
     (m, k), (depth, n) = x.shape[:: -1 if turn_x else 1], w.shape[:: -1 if turn_w else 1]
     if k != depth:
         raise ValueError(f"{call.node}: cannot multiply matrices of shapes {(m, k)} and {(depth, n)}")
+    if (weights := gemm_weights(call)) is not None:
+        return dense(call, *weights, (m, n))
+    if x.dtype.kind != "f":
+        return None
 
     def run(*arrays: Array) -> None:
         p, q, *c, out = arrays
@@ -254,14 +262,8 @@ def gemm(call: Call) -> Task | None:
             np.multiply(out, alpha, out=out)
         if c:
             np.add(out, c[0] if beta == 1 else c[0] * beta, out=out)
-        if activation is not None:
-            activation(out)
 
-    activation = IN_PLACE.get(call.attribute("activation"))
     return Task((Spec((m, n), x.dtype),), run, call.present)
-
-
-IN_PLACE: dict[str | None, Callable[[Array], Any]] = {"relu": lambda y: np.maximum(y, 0, out=y)}
 
 
 @operator("BatchNormalization")
