@@ -1,4 +1,4 @@
-"""The command line: ``fastconv train``, ``explain``, ``tune``, ``doctor``, ``warmup``, ``cache`` and ``filter``.
+"""The command line: ``fastconv train``, ``run``, ``explain``, ``tune``, ``doctor``, ``warmup``, ``cache``, ``filter``.
 
 Commands import what they need when they run, so that ``fastconv --help`` answers at once. A mistake in what was typed,
 or a file that cannot be read, is one line on standard error and exit status 2; ``--debug`` shows the traceback.
@@ -56,6 +56,7 @@ def _is_users(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     text = error.format_message() if hasattr(error, "format_message") else str(error)
+    text = "".join(c if c.isprintable() or c.isspace() else "?" for c in text)  # names in files may be for terminals
     return " ".join(text.split()) or type(error).__name__
 
 
@@ -172,6 +173,48 @@ def _next_run(parent: Path) -> Path:
     """``parent/1``, or the number after the highest that is there."""
     taken = [int(path.name) for path in parent.glob("*") if path.name.isdecimal()]
     return parent / str(max(taken, default=0) + 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- run
+
+
+@app.command()
+def run(
+    model: Annotated[Path, typer.Argument(help="An ONNX model.", show_default=False)],
+    input: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", "-i", help="FILE.npy, FILE.pb, NAME=FILE or FILE.npz; in the model's order.", show_default=False
+        ),
+    ] = None,
+    random: Annotated[bool, typer.Option("--random", help="Draw the inputs instead.")] = False,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a drawn input, where the model leaves it open: x=1x3x224x224.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of drawn inputs.")] = 0,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Time every layer, and whole runs beside ONNX Runtime's.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="Spent on timing whole runs of each library.")] = 5.0,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; default: as many as cores.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the outputs, as .npy files.", show_default=False)
+    ] = None,
+) -> None:
+    """Run an ONNX model.
+
+    Prints the shapes and ranges of inputs and outputs; with --bench, a table of layers with the kernel that each runs
+    on and its time, and a comparison with ONNX Runtime, where that is installed.
+    """
+    from .backends.onnx.command import run_model_file
+
+    run_model_file(
+        model, files=input or [], random=random, shapes=shape or [], seed=seed, bench=bench, threads=threads,
+        seconds=seconds, output=output,
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- explain

@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx.backend import base
 
-from ...extras import extra
 from .executor import Executor, Explanation
-
-base = extra("onnx.backend.base", "onnx", "fastconv.backends.onnx")
-onnx = extra("onnx", "onnx", "fastconv.backends.onnx")
 
 OUTSIDE_CPU = (
     "device must be 'CPU', got {!r}: ONNX models run on the CPU only; fastconv's functions and fastconv.nn run on CuPy "
@@ -22,7 +20,7 @@ OUTSIDE_CPU = (
 )
 
 
-class Prepared(base.BackendRep):  # type: ignore[misc]  # onnx may be without types
+class Prepared(base.BackendRep):
     """A model that is ready to run, from :func:`prepare`. ``executor`` is the :class:`Executor` behind it."""
 
     def __init__(self, executor: Executor) -> None:
@@ -39,7 +37,7 @@ class Prepared(base.BackendRep):  # type: ignore[misc]  # onnx may be without ty
         return self.executor.explain(inputs)
 
 
-class Backend(base.Backend):  # type: ignore[misc]
+class Backend(base.Backend):
     """``onnx.backend.base.Backend`` on fastconv; the module's functions of the same names are its methods."""
 
     @classmethod

@@ -137,6 +137,28 @@ def _line(error: Exception) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def read_tensor(path: Path) -> Array:
+    """The array of a file that holds one ``TensorProto``, as ONNX's test data do (``input_0.pb``).
+
+    Raises ValueError for anything else, OSError where the file cannot be read.
+    """
+    tensor = extra("onnx", "onnx", "a tensor").TensorProto()
+    try:
+        tensor.ParseFromString(_read(path))
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: not an ONNX tensor: {_line(error)}") from None
+    try:
+        if tensor.data_location == tensor.EXTERNAL:
+            raise ValueError(f"{_called(tensor)} lies in a file of its own, which only a model's may")
+        _check_tensor(tensor, None)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    array: Array = extra("onnx.numpy_helper", "onnx", "a tensor").to_array(tensor)
+    return array
+
+
 # ----------------------------------------------------------------------------------------------------- walking a model
 
 
