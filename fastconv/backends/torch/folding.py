@@ -16,8 +16,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .again import only_numbers
-
 ACTIVATIONS: dict[Any, str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.LeakyReLU: "leaky_relu", nn.SiLU: "silu", nn.GELU: "gelu",
     nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.Hardswish: "hardswish",
@@ -50,6 +48,7 @@ class Fold:
         self.convolution, self.norm, self.add, self.activation = convolution, norm, add, activation
         self.function = function
         """The name of an activation that is no module."""
+        self.modules = convolution, *self.followers
         self.__name__ = "fold"
 
     @property
@@ -60,18 +59,19 @@ class Fold:
     @property
     def parameters(self) -> tuple[torch.Tensor, ...]:
         """Those of all its modules."""
-        modules = self.convolution, *self.followers
-        return tuple(p for m in modules for p in m._parameters.values() if p is not None)
+        return tuple(p for m in self.modules for p in m._parameters.values() if p is not None)
 
     @property
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
         """What the folded weights are computed from besides the convolution's own, and the count of batches: PyTorch
         updates running statistics without counting a new version of them."""
-        n = self.norm
-        return () if n is None else (n.weight, n.bias, n.running_mean, n.running_var, n.num_batches_tracked)
+        if self.norm is None:
+            return ()
+        p, b = self.norm._parameters, self.norm._buffers  # an attribute of a module takes four times as long
+        return p.get("weight"), p.get("bias"), *map(b.get, ("running_mean", "running_var", "num_batches_tracked"))
 
     def __call__(self, x: Any, residual: Any = None) -> Any:
-        y = self.convolution.planned(x, self, residual) if self.possible(x, residual) else NotImplemented
+        y = self.convolution.planned(x, self, residual)
         if y is not NotImplemented:
             return y
         y = self.convolution(x)
@@ -89,27 +89,26 @@ class Fold:
         return self.function or ACTIVATIONS[type(a)]
 
     def possible(self, x: Any, residual: Any) -> bool:
-        """Whether the followers do now what they do in eval mode, unobserved."""
-        if any(map(observed, (self.convolution, *self.followers))):
-            return False
+        """Whether the followers do now what they do in eval mode, unobserved, and the kernel can do it too."""
+        for m in self.modules:
+            if observed(m):
+                return False
         if self.activation is not None and self.activation_name() is None:
             return False
         if self.add is not None and not (
-            only_numbers(residual) and residual is not None and residual.dtype is x.dtype
-            and residual.device == x.device and not torch.is_autocast_enabled(x.device.type)
+            residual.dtype is x.dtype and residual.device == x.device and residual.layout is torch.strided
+            and not torch.is_autocast_enabled(x.device.type)
         ):  # fmt: skip
             return False
         norm = self.norm
         if norm is None:
             return True
-        mean, var = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
-        if norm.training or mean is None or var is None or norm._buffers.get("num_batches_tracked") is None:
-            return False
-        if mean.device != x.device:
+        _, _, mean, var, batches = self.tensors
+        if norm.training or mean is None or var is None or batches is None or mean.device != x.device:
             return False
         if mean.dtype is not x.dtype and mean.dtype is not torch.float32:
             return False
-        return {"weight", "bias"} <= norm._parameters.keys() and only_numbers(*self.tensors)
+        return "weight" in norm._parameters and "bias" in norm._parameters
 
     def weights(self, w: Any, bias: Any, transposed: bool, groups: int) -> tuple[Any, Any]:
         """The weights and the bias that do the batch normalisation's work too."""

@@ -163,15 +163,11 @@ class _Convolution(Layer):
         """The result of a plan, or NotImplemented where none may be used."""
         parameters = self._parameters
         w, bias = parameters.get("weight"), parameters.get("bias")
-        if (
-            self.training
-            or w is None
-            or thread.plain
-            or not only_numbers(input, w, bias)
-            or input.layout is not torch.strided
-        ):
-            return NotImplemented
         tensors = (w, bias) if fold is None else (w, bias, *fold.tensors)
+        if self.training or w is None or thread.plain or not only_numbers(input, residual, *tensors):
+            return NotImplemented
+        if input.layout is not torch.strided or (fold is not None and not fold.possible(input, residual)):
+            return NotImplemented
         low = autocast_dtype(input)
         threads = default_threads() or (get_num_threads(), current_options())
         device = input.device if input.is_cuda else None

@@ -154,6 +154,8 @@ class _Seen:
 
     def _missing(self) -> list[str]:
         d = self.module.__dict__
+        if not d["_parameters"] and not d["_buffers"]:
+            return []
         return [name for part in (d["_parameters"], d["_buffers"]) for name, t in part.items() if t is None]
 
     def same(self) -> bool:
@@ -163,11 +165,13 @@ class _Seen:
             return False
         if d["_modules"] != self.children or self._missing() != self.missing:
             return False
-        if any(n not in d or d[n] is not v for n, v in self.own.items()):
-            return False
-        if any(not _same(kept, d[n]) for n, kept in self.contents.items()):
-            return False
-        return all(names.get(n) is v for names, n, v in self.variables)
+        for name, value in self.own.items():
+            if name not in d or d[name] is not value:
+                return False
+        for name, kept in self.contents.items():
+            if not _same(kept, d[name]):
+                return False
+        return not self.variables or all(names.get(n) is v for names, n, v in self.variables)
 
 
 class Graph:
