@@ -4,8 +4,8 @@
 
 One image of 224×224. Each library runs alone in a process of its own, and the processes take turns, ``--rounds``
 times; of the rounds' medians the best is kept. Before a process is timed its result is compared with float64 (that of
-``onnx.reference``; PyTorch, whose networks have weights of their own, with itself): off by more than 1e-4 of the largest
-element, it has no time. PyTorch runs eagerly, channels last.
+``onnx.reference``; PyTorch, whose networks have weights of their own, with itself): off by more than 1e-4 of the
+largest element, it has no time. PyTorch runs eagerly, channels last.
 """
 
 from __future__ import annotations

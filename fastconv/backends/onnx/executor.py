@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...dispatch import get_num_threads, options
+from ...dispatch import options
 from . import passes
 from .graph import Array, Value, build
 from .model import load
@@ -129,14 +129,9 @@ class Executor:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """One run at a time, on the threads asked for, each on a CPU of its own.
-
-        Infinities and NaN are results and no warnings, as everywhere in ONNX.
-        """
-        from ...kernels.cpu.affinity import spread
-
+        """One run at a time, on the threads asked for; infinities and NaN are results, not warnings."""
         chosen = nullcontext() if self.threads is None else options(num_threads=self.threads)
-        with self._lock, chosen, spread(get_num_threads()), np.errstate(all="ignore"):
+        with self._lock, chosen, np.errstate(all="ignore"):
             yield
 
     def _stated(self) -> list[Array]:

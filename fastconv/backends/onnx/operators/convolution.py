@@ -140,10 +140,11 @@ def _planned(call: Call, made: Spec, parameters: dict[str, Any], build: Callable
 
 def _dynamic(call: Call, made: Spec, parameters: dict[str, Any]) -> Task:
     function = KINDS[call.node.op].functions[len(call.spec().shape) - 3]
-    bias = call.has(2)
+    options = {**parameters, "activation": call.attribute("activation")}
+    names = [("x", "w", "bias", "residual")[i] for i in call.present]
 
-    def run(x: Array, w: Array, *rest: Array) -> None:
-        function(x, w, rest[0] if bias else None, out=rest[-1], **parameters)
+    def run(*arrays: Array) -> None:
+        function(**dict(zip(names, arrays, strict=False)), out=arrays[-1], **options)
 
     return Task((made,), run, call.present, note=lambda orders: "weights not constant")
 
