@@ -50,7 +50,7 @@ class Backend(base.Backend):
         return True
 
     @classmethod
-    def prepare(cls, model: Any, device: str = "CPU", *, threads: int | None = None) -> Prepared:
+    def prepare(cls, model: Any, device: str = "CPU", *, threads: int | None = None, **kwargs: Any) -> Prepared:
         """Make a model ready to run many times.
 
         >>> import numpy as np, onnx
@@ -78,6 +78,8 @@ class Backend(base.Backend):
         TypeError : ``model`` is none of those.
         OSError : the file cannot be read.
         """
+        if kwargs:
+            raise TypeError(f"prepare takes model, device and threads, got {', '.join(kwargs)} too")
         if not cls.supports_device(device):
             raise ValueError(OUTSIDE_CPU.format(device))
         return Prepared(Executor(model, threads=threads))
@@ -89,7 +91,7 @@ class Backend(base.Backend):
 
     @classmethod
     def run_node(
-        cls, node: Any, inputs: Any, device: str = "CPU", outputs_info: Any = None, *, opset_version: int | None = None,
+        cls, node: Any, inputs: Any, device: str = "CPU", outputs_info: Any = None, *, opset_version: Any = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
         """Run a single ``onnx.NodeProto``, of ONNX's own domain, on arrays: a list in the order of its inputs.

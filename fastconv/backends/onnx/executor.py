@@ -129,7 +129,7 @@ class Executor:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """One run at a time, on the threads asked for. Infinities and NaN are results, as everywhere in ONNX."""
+        """One run at a time, on the threads asked for; infinities and NaN are results, not warnings."""
         chosen = nullcontext() if self.threads is None else options(num_threads=self.threads)
         with self._lock, chosen, np.errstate(all="ignore"):
             yield
