@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from fastconv.backends.onnx.fallback import OWN, Reference
 from tests.support import require
 
 require("onnx")
 
 import fastconv.backends.onnx as backend  # noqa: E402
+from fastconv.backends.onnx.fallback import OWN, Reference  # noqa: E402
 
 LEFT_OUT = {
     "test_bernoulli": "draws random numbers",
