@@ -20,6 +20,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import call
 from .arrays import as_dtype, device_of, empty, float_dtype, intake, on_device, same_kind, span
 from .autograd import Tensor, array_module, is_grad_enabled
@@ -53,6 +55,14 @@ def _likeness(x: Any) -> tuple[Any, ...]:
     return x.shape, x.strides, x.dtype, x.data.device_id
 
 
+def _equal(a: Any, b: Any) -> bool:
+    """Whether packed weights, an array or a list of them, hold the same numbers."""
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
+    same = type(a) is type(b) and getattr(a, "shape", None) == getattr(b, "shape", None)
+    return same and isinstance(a, np.ndarray) and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
 class ConvPlan:
     """A prepared convolution; made by :func:`plan_conv2d` and its sisters.
 
@@ -75,6 +85,7 @@ class ConvPlan:
             if problem.device == "cuda":  # any stream may call, whichever packed the weights
                 array_module(w).cuda.get_current_stream().synchronize()
         self._on_cpu = problem.device == "cpu"
+        self._plain = self._on_cpu and lay.batched and lay.name == "channels_first" and not problem.residual
         self._workspace = Workspace()
         self._scratch = DeviceWorkspace()
         self._known: dict[Any, Known] = {}
@@ -98,11 +109,22 @@ class ConvPlan:
         """Scratch memory of one call, in bytes; each calling thread keeps its own."""
         return self._choice.workspace_bytes
 
+    def share(self, other: ConvPlan) -> None:
+        """Use the packed weights of another plan where they equal this one's, which are then freed: what plans of one
+        layer for several input sizes would otherwise each hold."""
+        mine, theirs = (plan._kernel.keywords["packed"] for plan in (self, other))
+        if mine is not None and _equal(mine, theirs):
+            self._kernel = partial(self._kernel.func, *self._kernel.args, **{**self._kernel.keywords, "packed": theirs})
+
     def explain(self) -> Explanation:
         """Why this kernel was chosen, as :func:`fastconv.explain` says it."""
         return self._why
 
     def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
+        if residual is None and self._is_usual(x, out):  # 3 µs less than the long way
+            y = np.empty(self._output, x.dtype) if out is None else out
+            self.run(x, None, y)
+            return y
         lay = self._layout
         if not self._on_cpu and residual is None:
             again = self._again(x, out)
@@ -137,6 +159,17 @@ class ConvPlan:
             spans = ((0, 0) if a is None else span(a.shape, a.strides, a.itemsize) for a in (x, out))
             self._known[_likeness(x), out if out is None else _likeness(out)] = Known(*spans)
         return output.result()
+
+    def _is_usual(self, x: Any, out: Any) -> bool:
+        """Whether x and out are what most calls bring, so that nothing is left to check."""
+        if not (self._plain and type(x) is np.ndarray and x.dtype is self._like.dtype and x.shape == self.input_shape):
+            return False
+        if out is None:
+            return True
+        if not (type(out) is np.ndarray and out.dtype is x.dtype and out.shape == self._output):
+            return False
+        flags = out.flags
+        return flags.c_contiguous and flags.writeable and not np.may_share_memory(x, out)
 
     def run(self, x: Any, residual: Any, out: Any) -> None:
         """The kernel on arrays that are known to fit, all of them (N, C, *spatial) whatever the layout: views, for

@@ -2,13 +2,16 @@
 
 import importlib
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fastconv.kernels.cpu import blocking
 from fastconv.kernels.cuda import module
 from fastconv.registry import Row, resolve
 from fastconv.testing import check_row
@@ -29,6 +32,28 @@ def require(name: str) -> Any:
             pytest.fail(f"FASTCONV_REQUIRE names {name}, which cannot be imported")
         reason = f"needs {name} (pip install {name}); FASTCONV_REQUIRE={name} makes this a failure"
         pytest.skip(reason, allow_module_level=True)
+
+
+@contextmanager
+def threads_for_small_problems(*elements: ModuleType, sizes: list[Any]) -> Iterator[None]:
+    """Every problem on the CPU uses the threads it is given, and the modules' passes over ``elements`` too.
+
+    How many threads a problem uses is part of what is cached. Plans belong to a geometry's correlation, ``sizes`` (of
+    workspaces) to the geometry; with either left from outside, a kernel would run in a workspace of another one's size.
+    """
+    caches = (blocking.correlation, blocking.padded, blocking.phase_correlations, *sizes)
+
+    def forget() -> None:
+        for cached in caches:
+            cached.cache_clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocking, "THREAD_WORK", 1)
+        for home in elements:
+            patch.setattr(home, "THREAD_ELEMENTS", 1)
+        forget()
+        yield
+    forget()
 
 
 EMULATORS = (("forward", True), ("reverse", False), ("shuffled", False))

@@ -34,8 +34,9 @@ def installed_modules() -> list[str]:
 
 @pytest.mark.parametrize("name", installed_modules())
 def test_docstring_examples(name: str) -> None:
-    if name.startswith("fastconv.backends.torch"):
-        require("torch")
+    for optional in ("torch", "onnx"):
+        if name.startswith(f"fastconv.backends.{optional}"):
+            require(optional)
     module = importlib.import_module(name)
     finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(optionflags=FLAGS)
     report: list[str] = []
@@ -54,8 +55,9 @@ def code_blocks(page: Path, language: str) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page's blocks in order, in one namespace: sessions with ``>>>`` must print what is written."""
-    if page.stem == "pytorch":
-        require("torch")
+    for optional in ("torch", "onnx"):
+        if page.stem == {"torch": "pytorch"}.get(optional, optional):
+            require(optional)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": page.stem}
     runner, report = doctest.DocTestRunner(optionflags=FLAGS), list[str]()

@@ -235,9 +235,10 @@ def test_every_module_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> Non
     import_from(wheel, tmp_path, [m for m in MODULES if m != "__main__" and not m.startswith("backends.")])
 
 
-def test_the_torch_backend_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
-    require("torch")
-    import_from(wheel, tmp_path, [m for m in MODULES if m.startswith("backends.torch")])
+@pytest.mark.parametrize("library", ["torch", "onnx"])
+def test_a_backend_imports_from_the_wheel(library: str, wheel: Path, tmp_path: Path) -> None:
+    require(library)
+    import_from(wheel, tmp_path, [m for m in MODULES if m.startswith(f"backends.{library}")])
 
 
 def test_the_wheel_says_what_the_project_is(wheel: Path) -> None:

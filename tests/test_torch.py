@@ -228,6 +228,18 @@ def test_compiled_and_exported():
     torch.testing.assert_close(program.module()(x), theirs(x))
 
 
+def test_shapes_of_ceil_mode_stay_symbols():
+    class Pools(torch.nn.Module):
+        def forward(self, x):
+            return fct.avg_pool2d(fct.max_pool2d(x, 2, ceil_mode=True), 3, 2, 1, ceil_mode=True)
+
+    sizes = {axis: torch.export.Dim(f"n{axis}", min=16, max=64) for axis in (2, 3)}
+    program = torch.export.export(Pools(), (torch.randn(1, 2, 32, 32),), dynamic_shapes=(sizes,))
+    x = torch.randn(1, 2, 17, 30)
+    expected = F.avg_pool2d(F.max_pool2d(x, 2, ceil_mode=True), 3, 2, 1, ceil_mode=True)
+    torch.testing.assert_close(program.module()(x), expected)
+
+
 def test_shapes_without_data():
     x, w = torch.empty(2, 3, 9, 9, device="meta"), torch.empty(4, 3, 3, 3, device="meta")
     y = fct.max_pool2d(fct.conv2d(x, w, stride=2), 3, ceil_mode=True)
@@ -243,6 +255,12 @@ def test_autocast():
     torch.testing.assert_close(ours, theirs)
     ours.sum().backward()
     assert w.grad.dtype == torch.float32
+    x = torch.randn(1, 3, 4, 4, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        for name, size in (("max_pool", 2), ("avg_pool", 2), ("adaptive_avg_pool", 2), ("adaptive_max_pool", 2)):
+            for rank in (1, 2, 3):  # the last in float32
+                ours, theirs = (getattr(home, f"{name}{rank}d")(x[(0,) * (3 - rank)], size) for home in (fct, F))
+                assert ours.dtype == theirs.dtype, (name, rank)
 
 
 # PyTorch's own use of torch.jit when forward mode is first entered.

@@ -328,6 +328,8 @@ def test_parametrized_after_converting(no_grad):
     nn.utils.parametrizations.weight_norm(model)
     model.parametrizations.weight.original0.mul_(2)
     close(model(x), F.conv2d(x, model.weight, model.bias))
+    assert type(fct.revert(model)).__mro__[1] is nn.Conv2d  # under the parametrization's own class
+    close(model(x), F.conv2d(x, model.weight, model.bias))
 
 
 def test_refused_calls_go_to_pytorch_with_the_reason():

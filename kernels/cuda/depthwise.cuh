@@ -9,9 +9,6 @@ constexpr int THREADS = 128;
 #define EACH_ITEM(flat) \
     for (Index flat = (Index)blockIdx.x * THREADS + threadIdx.x; flat < (Index)t.items; flat += (Index)gridDim.x * THREADS)
 
-// Out of line: 16 outputs of a thread, each with every activation in place, would be most of the code.
-__device__ __noinline__ Sum activated(Sum v, int kind) { return activate(v, kind); }
-
 // Write a row of a thread's outputs.
 template <int COLUMNS>
 DEVICE void finish_row(const Conv &g, const Place &p, int h, int w, const Sum (&sums)[COLUMNS], Sum bias,
@@ -23,11 +20,7 @@ DEVICE void finish_row(const Conv &g, const Place &p, int h, int w, const Sum (&
     for (int j = 0; j < COLUMNS; j++) {
         Sum sum = sums[j] + bias;
         if (residual && w + j < width) sum += widen(other[(Index)residual_by[4] * (w + j)]);
-        if (g.activation == RELU)
-            sum = activate(sum, RELU);
-        else if (g.activation != IDENTITY)
-            sum = activated(sum, g.activation);
-        v[j] = narrow<Element>(sum);
+        v[j] = narrow<Element>(activated(sum, g.activation));
     }
     store_row<COLUMNS>(out + (Index)by[0] * p.n + (Index)by[1] * p.c + (Index)by[3] * h, (Index)by[4], w, width, whole, v);
 }

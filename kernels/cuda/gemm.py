@@ -8,12 +8,11 @@ less, and :func:`result` finds whether four of its elements can be written at on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from .gemm_tiles import Tile
-from .module import Instance, driver
+from .module import Instance, Struct, driver
 
 ACROSS = {"nothing": 0, "rows": 1, "columns": 2}
 """``enum Across``: what lies side by side, by fours."""
@@ -99,8 +98,8 @@ def merged(sizes: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int, ..
 def result(
     sizes: Sequence[int], columns: int, groups: int, row: Sequence[int], column: int, other_row: Sequence[int],
     other_column: int, *, splits: int = 1, activation: int = 0, aligned: bool = False,
-) -> Any:  # fmt: skip
-    """The struct of a result: an array of one element. ``aligned``: it and the residual begin at multiples of 16 bytes.
+) -> Struct:  # fmt: skip
+    """The struct of a result. ``aligned``: it and the residual begin at multiples of 16 bytes.
 
     Rows are positions of axes of ``sizes`` with strides ``row`` (the residual's: ``other_row``), in elements; a result
     without a residual gives its own strides twice.
@@ -118,4 +117,4 @@ def result(
         int(np.prod(size, dtype=np.int64)), columns, groups, splits, ACROSS[across], activation, len(size),
         (*size, *(1 for _ in pad)), (*at, *pad), column, (*other, *pad), other_column,
     )  # fmt: skip
-    return np.array([fields], RESULT)
+    return Struct.of(RESULT, *fields)

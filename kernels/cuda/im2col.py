@@ -34,7 +34,7 @@ from .launch import (
     whole,
     writable,
 )
-from .module import Grid, Instance, driver
+from .module import Grid, Instance, Struct, driver
 
 ITEM = 4  # bytes of a float
 LARGEST_FEW = 1024
@@ -209,7 +209,7 @@ def _packs(direction: str, geometry: ConvGeometry, w: Strides) -> tuple[Pack, ..
         fields = (c.groups, c.inputs, c.outputs, padded, rows, c.pitch, c.kernel, group, output, inward, steps)
         blocks = c.groups * -(-rows // gemm.PACK_SIDE) * -(-c.pitch // gemm.PACK_SIDE)
         if blocks:
-            packs.append(Pack(np.array([fields], gemm.PACKING), grid(blocks), _start(c.taps, tuple(taps)) * ITEM, at))
+            packs.append(Pack(Struct.of(gemm.PACKING, *fields), grid(blocks), _start(c.taps, tuple(taps)) * ITEM, at))
         at += c.packed_bytes
     return tuple(packs)
 
@@ -230,7 +230,7 @@ def _plan(
     for c in products:
         tile, splits, _ = choice = c.choice(multiprocessors, room - parts)
         gather = _gather(c, xs, quads and aligned)
-        conv = np.zeros(1, CONV)
+        conv = Struct.of(CONV)
         for name in ("batch", "groups", "inputs", "outputs", "mode", "input", "output", "kernel", "stride", "dilation"):
             conv[name] = getattr(c, name)
         conv["padding"], conv["x"] = c.padding, xs

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import ACTIVATIONS
 from ..geometry import PADDING_MODES, ConvGeometry
-from .module import MAX_GRID, Driver, driver
+from .module import MAX_GRID, Driver, Struct, driver
 
 Strides = tuple[int, ...]
 
@@ -51,8 +51,8 @@ NULL = np.uint64(0)
 def conv_struct(
     geometry: ConvGeometry, itemsize: int, x: Strides, w: Strides, y: Strides, residual: Strides | None,
     activation: str | None,
-) -> Any:  # fmt: skip
-    """The struct of a convolution whose arrays have these strides in bytes, of any rank: an array of one element."""
+) -> Struct:  # fmt: skip
+    """The struct of a convolution whose arrays have these strides in bytes, of any rank."""
     g = geometry.lifted()
     before, after = zip(*g.padding, strict=True)
     fields = (
@@ -61,7 +61,7 @@ def conv_struct(
         g.input_size, g.output_size, g.kernel_size, g.stride, g.dilation, before, after,
         *(elements(s, itemsize) for s in (x, w, y, residual or (0,) * (geometry.rank + 2))),
     )  # fmt: skip
-    return np.array([fields], CONV)
+    return Struct.of(CONV, *fields)
 
 
 def activation_id(name: str | None) -> int:

@@ -7,8 +7,7 @@
 
 Every launcher goes through ``driver().function(instance)``, once per process, instance and device: an object called
 with grid, block, arguments and bytes of dynamic shared memory. Arguments are passed by value with the size they have:
-addresses as ``np.uint64``, numbers as ``np.int32`` or ``np.int64`` on purpose, a struct as an array of one element of
-an aligned structured dtype (CuPy's first releases of version 14 take no large scalars).
+addresses as ``np.uint64``, numbers as ``np.int32`` or ``np.int64`` on purpose, a struct as a :class:`Struct`.
 
 Cubins are kept in ``cache_dir() / "cuda"``, each named by a digest of everything that went into it.
 """
@@ -26,9 +25,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from ..cpu.compile import cache_dir
 from ..geometry import hashed_once
@@ -241,6 +242,27 @@ def _load_from_path() -> None:
 # ----------------------------------------------------------------------------------------------------------- running
 
 
+class Struct(np.ndarray):
+    """A struct as an argument: an array of one element of an aligned structured dtype.
+
+    CuPy takes the array itself too, but looks at it anew in each launch, 12 µs for ``launch.CONV``; for a pointer that
+    is made once, nothing. (Its first releases of version 14 take no large scalars.)
+    """
+
+    @cached_property
+    def pointer(self) -> Any:
+        """The bytes as CuPy's launches take them."""
+        from cupy.cuda.function import CPointer
+
+        return CPointer(self.ctypes.data)
+
+    @classmethod
+    def of(cls, dtype: np.dtype[Any], *fields: Any) -> Struct:
+        """The struct with these fields; zeros without any."""
+        array = np.array([fields], dtype) if fields else np.zeros(1, dtype)
+        return array.view(cls)
+
+
 class Driver(Protocol):
     """What runs kernels. Facts are those of the device that the next launch goes to."""
 
@@ -291,7 +313,11 @@ class Device:
         if self.shared_bytes_per_block > 48 << 10:  # more than that has to be asked for
             limit = self.shared_bytes_per_block - resources.shared
             api.funcSetAttribute(function.ptr, api.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, limit)
-        return function
+
+        def launch(grid: Grid, block: Grid, args: Sequence[Any], shared_bytes: int) -> None:
+            function(grid, block, [a.pointer if type(a) is Struct else a for a in args], shared_bytes)
+
+        return launch
 
     @staticmethod
     def address(array: Any) -> int:

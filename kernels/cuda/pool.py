@@ -23,7 +23,7 @@ import numpy as np
 
 from ..geometry import PoolGeometry
 from .launch import ELEMENTS, NULL, Strides, elements, index_type, readable, whole, writable
-from .module import Defines, Grid, Instance, driver
+from .module import Defines, Grid, Instance, Struct, driver
 from .tiles import DIVISOR, blocks, divisor, is_channels_last, rows_of_fours, tiles
 
 THREADS = 256
@@ -130,7 +130,7 @@ UNPOOL_GRADIENT = Kernels(("unpool_gradient",), stem="unpool")
 def pool_struct(geometry: PoolGeometry, sign: int, constant: float, operands: tuple[Operand, ...]) -> Any:
     """``struct Pool``; ``constant``: the divisor of every window, or 0."""
     g = geometry.lifted()
-    struct = np.zeros(1, POOL)
+    struct = Struct.of(POOL)
     struct["batch"], struct["channels"], struct["adaptive"] = g.batch, g.channels, g.adaptive
     struct["input"], struct["output"], struct["dilation"] = g.input_size, g.output_size, g.dilation
     by = g.input_size if g.adaptive else g.stride
@@ -304,7 +304,7 @@ def _is(strides: Strides, expected: tuple[int, ...], shape: tuple[int, ...]) -> 
 
 
 def _divisor_scalar(n: int) -> Any:
-    return np.array([divisor(n)], DIVISOR)
+    return Struct.of(DIVISOR, *divisor(n))
 
 
 def _unpooled(g: PoolGeometry, operands: tuple[Operand, ...]) -> tuple[str, Any, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from .launch import Strides
-from .module import MAX_GRID, Grid
+from .module import MAX_GRID, Grid, Struct
 
 DIVISOR = np.dtype([("divisor", np.uint32), ("magic", np.uint32), ("shift", np.uint32)])
 """``struct Divisor``."""
@@ -37,8 +35,8 @@ def divisor(n: int) -> tuple[int, int, int]:
     return n, (((1 << shift) - n) << 32) // n + 1, shift
 
 
-def tiles(batch: int, channels: int, size: tuple[int, ...], tile: tuple[int, int], last: bool) -> Any:
-    """``struct Tiles`` (an array of one) of arrays (batch, channels, *size), cut into tiles of rows and columns.
+def tiles(batch: int, channels: int, size: tuple[int, ...], tile: tuple[int, int], last: bool) -> Struct:
+    """``struct Tiles`` of arrays (batch, channels, *size), cut into tiles of rows and columns.
 
     >>> tiles(2, 3, (1, 5, 9), (4, 4), False)["items"].item()
     36
@@ -46,7 +44,7 @@ def tiles(batch: int, channels: int, size: tuple[int, ...], tile: tuple[int, int
     depth, rows, columns = size[0], -(-size[1] // tile[0]), -(-size[2] // tile[1])
     items = batch * channels * depth * rows * columns
     parts = (divisor(max(n, 1)) for n in (columns, rows, depth, channels))
-    return np.array([(items, *parts, last)], TILES)
+    return Struct.of(TILES, items, *parts, last)
 
 
 def blocks(items: int, threads: int) -> Grid:

@@ -16,10 +16,11 @@ from ..geometry import ConvGeometry
 from . import gemm
 from .gemm_tiles import DEPTH, LARGE, NARROW, Tile, choose
 from .launch import grid
-from .module import AMPERE, Instance, driver
+from .module import AMPERE, Grid, Instance, driver
 from .winograd_weights import (
     BLOCK_OUTPUTS,
     Call,
+    Layout,
     Packing,
     aligned_vector,
     correlate,
@@ -125,19 +126,30 @@ pack_grad_input = partial(PACKING.packed, "grad_input")
 # ------------------------------------------------------------------------------------------------------------ launches
 
 
-def _run(call: Call) -> None:
-    known, c, function = call.layout, call.layout.correlation, call.driver.function
+class Plan(NamedTuple):
+    """What follows from a layout, the device and the room: three launches for each chunk, input, products, output."""
+
+    kernels: tuple[Instance, Instance, Instance]
+    grids: tuple[Grid, Grid, Grid]
+    blocks: tuple[Grid, Grid, Grid]
+    shared: tuple[int, int]
+    chunks: tuple[tuple[Any, Any, Any], ...]  # first tile, tiles, pitch
+    v_bytes: int
+    read: tuple[Any, ...]  # the last arguments of each
+    sizes: tuple[Any, ...]
+    written: tuple[Any, ...]
+
+
+@lru_cache(maxsize=1024)
+def _plan(known: Layout, l2_bytes: int, multiprocessors: int, room: int, wide: bool, width: int) -> Plan:
+    """``wide``: whether columns 1 to 4 of a tile are aligned to 16 bytes; ``width``: outputs stored at once."""
+    c = known.correlation
     total = tile_count(c, OUTPUTS)
-    cut = chunks(c, call.driver.l2_bytes, call.driver.multiprocessors, min(call.room, MAX_BYTES))
-    pitch, product_tile = cut.tiles, cut.tile
-    channels, outputs = c.in_channels // c.groups, c.out_channels // c.groups
+    pitch, product_tile, _ = chunks(c, l2_bytes, multiprocessors, room)
+    outputs = c.out_channels // c.groups
     padding = padded(outputs, BLOCK_OUTPUTS)
-    v = call.scratch
-    m = v + 4 * PRODUCTS * c.in_channels * pitch
     number, tile = np.int32, np.int32 if known.offsets == "int" else np.int64
 
-    # Columns 1 to 4 of a tile are aligned where the padding is 1: the tile's first output then lies on them.
-    wide = known.input_vector == 4 and c.padding[1][0] == 1 and not int(call.given) % 16
     read: tuple[Any, ...] = (number(wide),)
     transform, threads, shared = "winograd_input", TILES, 0
     blocks = pitch // TILES * -(-c.in_channels // CHANNELS)
@@ -146,32 +158,40 @@ def _run(call: Call) -> None:
         shared = 4 * PRODUCTS * TURNED_CHANNELS * TURNED_PITCH
         blocks = pitch // TURNED_TILES * -(-c.in_channels // TURNED_CHANNELS)
     last = number(known.output_last)
-    width = number(aligned_vector(known.output_vector, int(call.out), int(call.residual)))
     product_blocks = PRODUCTS * c.groups * pitch // TILES * -(-padding // product_tile.columns)
     written = -(-outputs // 32) * (pitch // (TILES // 32)) if known.output_last else outputs * (pitch // TILES)
-
-    to_v, to_m, to_y = (
-        function(instance(transform, known.offsets)),
-        function(products_instance(product_tile)),
-        function(instance("winograd_output", known.offsets)),
+    return Plan(
+        (
+            instance(transform, known.offsets),
+            products_instance(product_tile),
+            instance("winograd_output", known.offsets),
+        ),
+        (grid(blocks), grid(product_blocks), grid(written * c.groups)),
+        ((threads, 1, 1), (product_tile.threads, 1, 1), (TILES, 1, 1)),
+        (shared, product_tile.shared_bytes),
+        tuple((tile(first), number(min(pitch, total - first)), number(pitch)) for first in range(0, total, pitch)),
+        4 * PRODUCTS * c.in_channels * pitch,
+        read,
+        (*map(number, (PRODUCTS * c.groups, c.in_channels // c.groups, pitch, padding)), last),
+        (number(padding), last, number(width)),
     )
-    product = (np.uint64(v), call.weights, np.uint64(m), *map(number, (PRODUCTS * c.groups, channels, pitch, padding)))
-    for first in range(0, total, pitch):
-        chunk = tile(first), number(min(pitch, total - first)), number(pitch)
-        to_v(grid(blocks), (threads, 1, 1), (known.struct, call.given, np.uint64(v), *chunk, *read), shared)
-        to_m(grid(product_blocks), (product_tile.threads, 1, 1), (*product, last), product_tile.shared_bytes)
-        arguments = (
-            known.struct,
-            np.uint64(m),
-            call.bias,
-            call.residual,
-            call.out,
-            *chunk,
-            number(padding),
-            last,
-            width,
-        )
-        to_y(grid(written * c.groups), (TILES, 1, 1), arguments, 0)
+
+
+def _run(call: Call) -> None:
+    known, device = call.layout, call.driver
+    # Columns 1 to 4 of a tile are aligned where the padding is 1: the tile's first output then lies on them.
+    wide = known.input_vector == 4 and known.correlation.padding[1][0] == 1 and not int(call.given) % 16
+    width = aligned_vector(known.output_vector, int(call.out), int(call.residual))
+    plan = _plan(known, device.l2_bytes, device.multiprocessors, min(call.room, MAX_BYTES), wide, width)
+    v, m = np.uint64(call.scratch), np.uint64(call.scratch + plan.v_bytes)
+    products = (v, call.weights, m, *plan.sizes)
+    to_v, to_m, to_y = map(device.function, plan.kernels)
+    (v_grid, m_grid, y_grid), (v_block, m_block, y_block) = plan.grids, plan.blocks
+    for chunk in plan.chunks:
+        to_v(v_grid, v_block, (known.struct, call.given, v, *chunk, *plan.read), plan.shared[0])
+        to_m(m_grid, m_block, products, plan.shared[1])
+        arguments = (known.struct, m, call.bias, call.residual, call.out, *chunk, *plan.written)
+        to_y(y_grid, y_block, arguments, 0)
 
 
 def _correlate(direction: str, *arguments: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from ..geometry import ConvGeometry
 from ..winograd_matrices import Rows, matrices
 from .launch import Strides, beside, contiguous, conv_struct, grid, index_type, pointers, readable, whole, writable
-from .module import AMPERE, Driver, Grid, Instance, driver
+from .module import AMPERE, Driver, Grid, Instance, Struct, driver
 
 TAPS = 3
 BLOCK_OUTPUTS = 64  # output channels that lie side by side in transformed weights
@@ -173,11 +173,12 @@ def _weights_plan(p: Packing, direction: str, g: ConvGeometry, strides: Strides)
         group, k, channel, row, column, u.group, u.block, u.input, u.product,
     )  # fmt: skip
     blocks = c.groups * padded(outputs, BLOCK_OUTPUTS) // WEIGHT_OUTPUTS * -(-u.inputs // WEIGHT_INPUTS)
-    return np.array([fields], WEIGHTS), grid(blocks), offset
+    return Struct.of(WEIGHTS, *fields), grid(blocks), offset
 
 
-class Layout(NamedTuple):
-    """What follows from the sizes and strides of a call's arrays, whatever the variant."""
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What follows from the sizes and strides of a call's arrays, whatever the variant; compared by identity."""
 
     correlation: ConvGeometry
     struct: Any

@@ -2,7 +2,7 @@
 #pragma once
 #include <cmath>
 
-#include "fibers.h"
+#include "undefined.h"
 
 #define __global__
 #define __device__

@@ -38,7 +38,11 @@ HEADERS = Path(__file__).resolve().parent
 OPTIONS = (
     "-O2", "-std=c++17", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-mtls-dialect=gnu2",
     "-fno-strict-aliasing", "-Wno-unknown-pragmas",
+    "-fsanitize=alignment", "-nodefaultlibs",  # undefined.h in the place of g++'s library
 )  # fmt: skip
+UNDEFINED = "-fsanitize=bounds,shift,signed-integer-overflow"
+"""A further option, for which a file is built in twice the time: what else undefined.h can show."""
+LIBRARIES = ("-lpthread", "-lm", "-lc", "-lgcc")
 ORDERS = {"forward": 0, "reverse": 1, "shuffled": 20011}
 _KERNEL = re.compile(r"^KERNEL\([^)]*\)\s+(\w+)\s*\(", re.MULTILINE)
 
@@ -184,7 +188,7 @@ def _library(instance: Instance, folder: Path, extra: tuple[str, ...]) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             unit, built = Path(scratch, f"{instance.stem}.cpp"), Path(scratch, "built.so")
             unit.write_text(text, "utf-8")
-            command = ["g++", *OPTIONS, *extra, f"-I{HEADERS}", str(unit), "-o", str(built)]
+            command = ["g++", *OPTIONS, *extra, f"-I{HEADERS}", str(unit), "-o", str(built), *LIBRARIES]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{instance.stem}.cu for the emulator, {instance.defines}:\n{done.stderr[:6000]}")

@@ -14,7 +14,9 @@
 //
 // Dynamic shared memory is filled with 0xff before each block, NaN in every float type, and ends at a page that may not
 // be touched. Stacks lie between such pages too. A stray access, a barrier that part of a block never reaches, and
-// lanes that meet in different collectives end the launch with a message; nothing hangs and nothing aborts.
+// lanes that meet in different collectives end the launch with a message; nothing hangs and nothing aborts. So do an
+// access that is not aligned to its type's size (a GPU faults, this CPU would not) and an int that overflows, which
+// undefined.h shows.
 #pragma once
 #include <csetjmp>
 #include <csignal>
@@ -252,21 +254,23 @@ inline void give_back(Worker *w) {
 
 // ---- stray accesses
 
-inline struct sigaction previous_segv, previous_bus;
+constexpr int FAULTS[] = {SIGSEGV, SIGBUS, SIGFPE};
+inline struct sigaction previous[3];
 
 inline void on_fault(int signal, siginfo_t *info, void *context) {
     Worker *w = worker;
     if (w && w->inside) {
         const int thread = (int)(w->current - w->fibers);
         const char *what = "an access outside of an array";
+        if (signal == SIGFPE) what = "a division by zero";
         char *p = (char *)info->si_addr;
         if (p >= w->shared_pages && p < w->shared_pages + (256 << 10) + PAGE) what = "an access outside of shared memory";
         if (p >= w->stacks && p < w->stacks + MAX_THREADS * ROOM) what = "a stack overflow";
         fail("thread %d: %s, at %p", thread, what, info->si_addr);
         siglongjmp(w->escape, 1);
     }
-    const struct sigaction &other = signal == SIGSEGV ? previous_segv : previous_bus;  // not ours: as before the launch
-    sigaction(signal, &other, nullptr);
+    for (int i = 0; i < 3; i++)  // not ours: as before the launch
+        if (FAULTS[i] == signal) sigaction(signal, &previous[i], nullptr);
     (void)context;
 }
 
@@ -333,8 +337,7 @@ inline int run(Job &job, int os_threads) {
     struct sigaction action = {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &previous_segv);
-    sigaction(SIGBUS, &action, &previous_bus);
+    for (int i = 0; i < 3; i++) sigaction(FAULTS[i], &action, &previous[i]);
     pthread_t others[64];
     const long blocks = (long)job.grid.x * job.grid.y * job.grid.z;
     int started = 0;
@@ -343,8 +346,7 @@ inline int run(Job &job, int os_threads) {
         else started++;
     work(&job);
     for (int i = 0; i < started; i++) pthread_join(others[i], nullptr);
-    sigaction(SIGSEGV, &previous_segv, nullptr);
-    sigaction(SIGBUS, &previous_bus, nullptr);
+    for (int i = 0; i < 3; i++) sigaction(FAULTS[i], &previous[i], nullptr);
     return job.message[0] != 0;
 }
 

@@ -55,6 +55,22 @@ KERNEL(128, 1) planted(const float *__restrict__ x, float *__restrict__ y, const
 #else
         warp += __shfl_xor_sync(~0u, warp, step);
 #endif
+#ifdef MISALIGNED  // four floats at a multiple of one
+    sum += ((const float4 *)(from + 1))->x;
+#endif
+#ifdef MISALIGNED_COPY
+    copy_async<16>(stage, from + 1, i == 0);
+#endif
+#ifdef OVERFLOW
+    sum += (float)(i * 100'000'000);
+#endif
+#ifdef OUT_OF_BOUNDS
+    float mine[4] = {sum, sum, sum, sum};
+    sum = mine[tiles + i % 4];
+#endif
+#ifdef DIVISION
+    sum += (float)(i / (tiles - 5));
+#endif
 #ifdef UNWRITTEN
     if (i == n - 1) return;
 #endif

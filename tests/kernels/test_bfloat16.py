@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from fastconv.kernels import reference
-from fastconv.kernels.cpu import bfloat16, bfloat16_blocking, bfloat16_tiles, blocking
+from fastconv.kernels.cpu import bfloat16, bfloat16_blocking, bfloat16_tiles
 from tests.guard import guarded
 from tests.kernels.test_cpu_conv import EDGES, conv, shape_of
+from tests.support import threads_for_small_problems
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 OPERANDS = {"forward": "xwy", "grad_input": "ywx"}
@@ -28,14 +29,9 @@ MORE = {
 
 @pytest.fixture(scope="module", autouse=True)
 def small_problems_use_threads_too():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocking, "THREAD_WORK", 1)
-        patch.setattr(bfloat16, "THREAD_ELEMENTS", 1)
-        for size in (bfloat16_blocking.forward_workspace, bfloat16_blocking.grad_input_workspace):
-            size.cache_clear()
+    sizes = [bfloat16_blocking.forward_workspace, bfloat16_blocking.grad_input_workspace]
+    with threads_for_small_problems(bfloat16, sizes=sizes):
         yield
-        for size in (bfloat16_blocking.forward_workspace, bfloat16_blocking.grad_input_workspace):
-            size.cache_clear()
 
 
 def integers(rng, shape):

@@ -26,6 +26,7 @@ from fastconv.kernels import ACTIVATIONS, reference
 from fastconv.kernels.cpu import blocking, planar_blocking, weights
 from fastconv.kernels.geometry import PADDING_MODES, ConvGeometry, conv_output_size
 from tests.guard import GUARDS, guarded
+from tests.support import threads_for_small_problems
 
 ALGORITHMS = ("direct", "im2col", "planar")
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
@@ -89,15 +90,8 @@ def size_of(algorithm: str, direction: str) -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def small_problems_use_threads_too():
     """Let every problem use the threads it is given."""
-    sizes = [size_of(a, d) for a, d in KERNELS]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocking, "THREAD_WORK", 1)
-        patch.setattr(weights, "THREAD_ELEMENTS", 1)
-        for size in sizes:
-            size.cache_clear()
+    with threads_for_small_problems(weights, sizes=[size_of(a, d) for a, d in KERNELS]):
         yield
-    for size in sizes:
-        size.cache_clear()
 
 
 def test_small_problems_use_fewer_threads():

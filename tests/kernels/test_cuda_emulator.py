@@ -10,7 +10,7 @@ from fastconv.kernels.cuda.launch import CONV, activation_id
 from fastconv.kernels.cuda.module import Instance
 from fastconv.kernels.geometry import PADDING_MODES, source_indices
 from fastconv.testing import integers
-from tests.cuda_emulator.driver import HEADERS, EmulatedError, Emulator, build
+from tests.cuda_emulator.driver import HEADERS, UNDEFINED, EmulatedError, Emulator, build
 from tests.guard import guarded
 from tests.support import require_emulator
 
@@ -25,13 +25,15 @@ def _emulator():
     require_emulator()
 
 
-def emulator(order="forward", eager=False):
-    return Emulator(order, eager=eager, folder=HEADERS)
+def emulator(order="forward", eager=False, extra=()):
+    return Emulator(order, eager=eager, folder=HEADERS, extra=extra)
 
 
-def run(symbol, *args, grid=1, threads=128, shared=0, defines=FLOAT, order="forward", eager=False, stem="probes"):
+def run(
+    symbol, *args, grid=1, threads=128, shared=0, defines=FLOAT, order="forward", eager=False, stem="probes", extra=(),
+):  # fmt: skip
     """Launch a kernel of this folder; arrays are passed by address."""
-    driver = emulator(order, eager)
+    driver = emulator(order, eager, extra)
     values = [np.uint64(driver.address(a)) if isinstance(a, np.ndarray) and a.dtype != CONV else a for a in args]
     values = [np.int32(a) if isinstance(a, int) else a for a in values]
     function = driver.function(Instance(stem, symbol, defines, threads=128))
@@ -48,7 +50,7 @@ def planted(order, eager, *defines):
     y = guarded((BLOCKS, 2, THREADS), np.float32)
     run(
         "planted", x, y, TILES, grid=BLOCKS, threads=THREADS, shared=2 * THREADS * 4, defines=defines, order=order,
-        eager=eager, stem="planted",
+        eager=eager, stem="planted", extra=(UNDEFINED,),
     )  # fmt: skip
     return x, y
 
@@ -80,6 +82,11 @@ def test_a_wrong_kernel_shows_in_some_order(define):
         ("SHARED_OVERRUN", r"thread \d+: an access outside of shared memory"),
         ("MIXED", r"warp \d: lanes 0 and 1 meet in different collectives"),
         ("DIVERGED", r"deadlock.*3 threads at __syncthreads \(thread 5\), 93 threads in a warp's collective"),
+        ("MISALIGNED", r"planted\.cu:\d+: .*float4.* at 0x[0-9a-f]*4, which is not aligned to 16 bytes"),
+        ("MISALIGNED_COPY", r"copy_async<16> from 0x[0-9a-f]*4 to 0x[0-9a-f]*, which is not aligned"),
+        ("DIVISION", r"thread \d+: a division by zero"),
+        ("OVERFLOW", r"planted\.cu:\d+: a product overflows"),
+        ("OUT_OF_BOUNDS", r"planted\.cu:\d+: index \d of an array of a thread is outside of it"),
         ("ENDLESS", r"calls a collective whose mask ffffffff|deadlock"),
     ],
 )

@@ -26,6 +26,11 @@ def _emulator():
     require_emulator()
 
 
+def forget_tiles() -> None:
+    winograd.chunks.cache_clear()
+    winograd._plan.cache_clear()
+
+
 def problem(row: Row, n: int, c: int, k: int, size: tuple[int, int], **more) -> ConvProblem:
     fields = {"padding": 1, "device": "cuda", "direction": row.direction} | more
     residual = fields.pop("residual", False)
@@ -119,11 +124,11 @@ def test_cycles_grow_with_the_work():
 def test_both_tiles_of_the_products(layout, tile, monkeypatch):
     """More than 2 * stages + 1 steps, the last one partly filled, and a block of columns beyond the first."""
     monkeypatch.setattr(winograd, "PRODUCT_TILES", (tile,))
-    winograd.chunks.cache_clear()
+    forget_tiles()
     row = ROW["forward", "winograd_f4x4_3x3"]
     p = problem(row, 1, 117, 130, (9, 6), layout=layout)
     assert len({hold(row, p, Emulator(order, eager=eager)) for order, eager in EMULATORS}) == 1
-    winograd.chunks.cache_clear()
+    forget_tiles()
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -271,7 +276,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("name", "mistake"), [(n, m) for n, some in MISTAKES.items() for m in some])
 def test_planted_mistakes_are_found(name, mistake, tmp_path, monkeypatch):
     monkeypatch.setattr(winograd, "PRODUCT_TILES", (LARGE,))
-    winograd.chunks.cache_clear()
+    forget_tiles()
     right, wrong = MISTAKES[name][mistake]
     text = (module.FOLDER / name).read_text()
     assert right in text
@@ -281,7 +286,7 @@ def test_planted_mistakes_are_found(name, mistake, tmp_path, monkeypatch):
     try:
         assert found(name, tmp_path), f"{mistake} in {name} was not found"
     finally:
-        winograd.chunks.cache_clear()
+        forget_tiles()
 
 
 def found(name, folder):

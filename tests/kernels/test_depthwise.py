@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastconv.kernels.cpu import blocking, depthwise, depthwise_plan
+from fastconv.kernels.cpu import depthwise, depthwise_plan
 from fastconv.kernels.geometry import PADDING_MODES, ConvGeometry, conv_output_size
 from tests.guard import guarded
 from tests.kernels.test_cpu_conv import FORMS, SHAPES, channels_last, conv, expected, integers, operands, shape_of
+from tests.support import threads_for_small_problems
 
 DIRECTIONS = ("forward", "grad_input")
 EDGES = {
@@ -53,14 +54,8 @@ EDGES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def small_problems_use_threads_too():
-    sizes = (depthwise_plan.forward_workspace, depthwise_plan.grad_input_workspace)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocking, "THREAD_WORK", 1)
-        for size in sizes:
-            size.cache_clear()
+    with threads_for_small_problems(sizes=[depthwise_plan.forward_workspace, depthwise_plan.grad_input_workspace]):
         yield
-    for size in sizes:
-        size.cache_clear()
 
 
 def compute(

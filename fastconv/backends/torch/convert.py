@@ -109,7 +109,9 @@ def revert(model: Model) -> Model:
         kind = type(module)
         if kind in _THEIRS:
             module.__class__ = _THEIRS[kind]
-            module.__dict__.pop("_fastconv", None)
+        elif parametrize.is_parametrized(module) and kind.__bases__[0] in _THEIRS:  # a class of its own, after convert
+            kind.__bases__ = (_THEIRS[kind.__bases__[0]],)
+        module.__dict__.pop("_fastconv", None)
     return model
 
 

@@ -167,6 +167,15 @@ def conv_transpose(
 # ----------------------------------------------------------------------------------------------------------- pooling
 
 
+def _pooled(op: str, x: Any, rank: int) -> tuple[torch.Tensor, bool]:
+    """The input with a batch dimension, and whether it had one. On the CPU autocast has three-dimensional poolings in
+    float32, as PyTorch does."""
+    _check(op, x)
+    if rank == 3 and x.is_cpu and x.dtype is not torch.float64 and autocast_dtype(x) is not None:
+        x = x.float()
+    return _batched(op, x, rank)
+
+
 def _stride(op: str, stride: Any, kernel: tuple[Any, ...]) -> tuple[Any, ...]:
     """None and an empty sequence mean the kernel's size."""
     return kernel if stride is None or stride == [] or stride == () else _numbers(op, "stride", stride, len(kernel))
@@ -210,8 +219,7 @@ def max_pool(
     key, ready = again.find(op, (input,), (kernel_size, stride, padding, dilation, ceil_mode, return_indices))
     if ready is not None:
         return ready(input)
-    _check(op, input)
-    x, batched = _batched(op, input, rank)
+    x, batched = _pooled(op, input, rank)
     kernel, dilations = _numbers(op, "kernel_size", kernel_size, rank), _numbers(op, "dilation", dilation, rank)
     pads = _numbers(op, "padding", padding, rank)
     _check_padding(op, pads, kernel, (1,) * rank)  # PyTorch does not look at the dilation here
@@ -237,8 +245,7 @@ def adaptive_max_pool(op: str, rank: int, input: torch.Tensor, output_size: Any,
     key, ready = again.find(op, (input,), (output_size, return_indices))
     if ready is not None:
         return ready(input)
-    _check(op, input)
-    x, batched = _batched(op, input, rank)
+    x, batched = _pooled(op, input, rank)
     size = _output_size(op, output_size, x)
     result = _picked(poolings.adaptive_max_pool, x, batched, return_indices, size)
     _keep(key, "max_pool", adaptive_pool_problem, x, batched, indices=return_indices, output_size=size)
@@ -271,8 +278,7 @@ def avg_pool(
     )
     if ready is not None:
         return ready(input)
-    _check(op, input)
-    x, batched = _batched(op, input, rank)
+    x, batched = _pooled(op, input, rank)
     kernel, pads = _numbers(op, "kernel_size", kernel_size, rank), _numbers(op, "padding", padding, rank)
     _check_padding(op, pads, kernel, (1,) * rank)
     if divisor_override == 0:
@@ -299,8 +305,7 @@ def adaptive_avg_pool(op: str, rank: int, input: torch.Tensor, output_size: Any)
     key, ready = again.find(op, (input,), (output_size,))
     if ready is not None:
         return ready(input)
-    _check(op, input)
-    x, batched = _batched(op, input, rank)
+    x, batched = _pooled(op, input, rank)
     size = _output_size(op, output_size, x)
     y: torch.Tensor = _run(poolings.adaptive_avg_pool, (x,), size)
     _keep(key, "avg_pool", adaptive_pool_problem, x, batched, output_size=size)
@@ -327,10 +332,9 @@ def lp_pool(
     key, ready = again.find(op, (input,), (norm_type, kernel_size, stride, ceil_mode))
     if ready is not None:
         return ready(input)
-    _check(op, input)
     kernel = _numbers(op, "kernel_size", kernel_size, rank)
-    if only_numbers(input) and not ceil_mode:
-        x, batched = _batched(op, input, rank)
+    x, batched = _pooled(op, input, rank)
+    if only_numbers(x) and not ceil_mode:
         strides = _stride(op, stride, kernel)
         y = poolings.compute_lp(x, norm_type, kernel, strides)
         _keep(key, "lp_pool", pool_problem, x, batched, norm_type=norm_type, kernel_size=kernel, stride=strides)

@@ -31,10 +31,11 @@ def pooled_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
     the input is left out."""
     result = []
     for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
-        out = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
-        if ceil_mode and (out - 1) * s >= n + p:
-            out = out - 1
-        result.append(out)
+        span = n + 2 * p - d * (k - 1) - 1
+        if ceil_mode:  # without a branch, which would bind a symbol to what it is now
+            result.append(torch.sym_min((span + s - 1) // s + 1, (n + p + s - 1) // s))
+        else:
+            result.append(span // s + 1)
     return result
 
 
