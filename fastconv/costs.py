@@ -24,6 +24,7 @@ from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 # calibrated: begin
 COSTS: dict[str, dict[str, float]] = {
     "depthwise": {
+        "grouped": 6.5e-12,
         "products": 1.03e-11,
         "rows": 1.83e-09,
         "strided": 7.38e-11,
@@ -76,8 +77,9 @@ COSTS: dict[str, dict[str, float]] = {
         "weights": 5.33e-08,
     },
     "planar": {
+        "grouped": 1e-11,
         "packed": 1.88e-10,
-        "prepared": 1.38e-09,
+        "prepared": 3e-10,
         "products": 1.17e-11,
         "ragged": 3.88e-11,
         "scattered": 9.58e-10,
@@ -87,7 +89,7 @@ COSTS: dict[str, dict[str, float]] = {
     },
     "pointwise": {
         "packed": 1.12e-10,
-        "prepared": 5.53e-09,
+        "prepared": 3e-10,
         "products": 1.27e-11,
         "scattered": 2.31e-09,
         "strided": 1.58e-10,
@@ -245,6 +247,7 @@ def _pixel_work(problem: ConvProblem, s: _Sizes, width: int, slab: int) -> Work:
     block = max(48, slab // (max(1, s.inputs) * 4))
     return {
         "products": sums * s.depth,
+        "grouped": sums * s.depth if s.groups > 1 else 0.0,
         "sums": sums,
         "ragged": sums if width % 16 else 0.0,
         "packed": s.read,
@@ -297,6 +300,7 @@ def depthwise_work(problem: ConvProblem) -> Work:
         "products": products,
         "strided": products if s.strided else 0.0,
         "gathered": products if s.last and s.inputs > 1 else 0.0,
+        "grouped": products if s.inputs > 1 else 0.0,
         "sums": s.pixels * s.outputs * s.groups * lanes,
         "rows": s.pixels * s.outputs * s.groups / max(1, s.size[-1]),
         "read": s.read,

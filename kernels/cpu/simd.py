@@ -604,6 +604,21 @@ def from_bits(typingctx: Any, bits: Any) -> Any:
     return types.float64(types.int64), codegen
 
 
+def _prefetch(write: bool) -> Any:
+    @intrinsic
+    def prefetch(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            _Vectors(builder, sig.args[0]).prefetch(args[0], write=write, level=1 if write else 2)
+            return context.get_dummy_value()
+
+        return types.void(address), codegen
+
+    return prefetch
+
+
+prefetch_read, prefetch_write = _prefetch(False), _prefetch(True)  # of the line at a pointer, into L2; to write there
+
+
 @intrinsic
 def vector_lanes(typingctx: Any, like: Any) -> Any:
     """Lanes of a vector of ``like``'s type, a constant."""
