@@ -373,8 +373,8 @@ def _absorbed(node: Node, padding: Node, constants: Mapping[str, Array]) -> list
     kernel = node.attributes.get("kernel_shape", ())
     around = [int(n) for n in (*before[2:], *after[2:])]
     if node.op == "AveragePool":
-        own = node.attributes.get("pads") or [0] * len(around)
-        if any(a + b >= k for a, b, k in zip(around, own, [*kernel, *kernel], strict=True)):
+        before_that = node.attributes.get("pads") or [0] * len(around)
+        if any(p + q >= k for p, q, k in zip(around, before_that, [*kernel, *kernel], strict=True)):
             return None  # a window wholly on padding
     return around
 
