@@ -391,3 +391,128 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
 def test_inputs_that_do_not_fit(inputs: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Executor(residual_network()).run(inputs)
+
+
+# ------------------------------------------------------------------------------------- what has been wrong, or could be
+
+
+def absent_first() -> onnx.ModelProto:
+    """Two nodes whose first results nobody asked for, of unlike shapes."""
+    nodes = [helper.make_node("Split", ["x", s], ["", y], axis=2) for s, y in (("s", "a"), ("t", "b"))]
+    return model([*nodes, node("Concat", "a b", "y", axis=2)], ["y"], s=np.array([2, 6]), t=np.array([5, 3]))
+
+
+def nearest(rounding: str) -> onnx.ModelProto:
+    scales = np.array([1, 1, 2, 3], np.float32)
+    return model([helper.make_node("Resize", ["x", "", "s"], ["y"], nearest_mode=rounding)], ["y"], s=scales)
+
+
+PAD_2 = np.array([0, 0, 2, 2, 0, 0, 2, 2])
+CORNERS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "one channel that becomes several": lambda: model(
+        [conv("x", "w", "c"), node("Mul", "c f", "y")], ["y"], w=(1, 3, 3, 3), f=(1, 8, 1, 1)
+    ),
+    "weights of a name that folding would take": lambda: model(
+        [conv("x", "y/weights", "c"), node("Mul", "c f", "y"), conv("x", "y/weights", "z")], ["y", "z"],
+        f=(8, 1, 1), **{"y/weights": (8, 3, 3, 3)},
+    ),
+    "swish of what is used twice": lambda: model(
+        [conv("x", "w", "c"), node("Swish", "c", "s"), node("Add", "s c", "y")], ["y"], opset=24, w=(8, 3, 3, 3)
+    ),
+    "results that nobody asked for": absent_first,
+    "an average of more padding than window": lambda: model(
+        [node("Pad", "x p", "q"),
+         node("AveragePool", "q", "y", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1)], ["y"], p=PAD_2,
+    ),
+    "nearest by floor": lambda: nearest("floor"),
+    "nearest by ceil": lambda: nearest("ceil"),
+    "sizes in another order of axes": lambda: model(
+        [helper.make_node("Resize", ["x", "", "s"], ["y"], axes=[3, 2, 1, 0])], ["y"], opset=18,
+        s=np.array([2, 3, 1, 1], np.float32),
+    ),
+    "many nodes by the reference": lambda: model(
+        [node("Cos", f"v{i}" if i else "x", f"v{i + 1}") for i in range(600)], ["v600"]
+    ),
+    "a concatenation in a concatenation, and so on": lambda: model(
+        [node("ReduceSum", "x axis", "one", keepdims=1), *(node("Relu", "one", f"r{i}") for i in range(1200)),
+         *(node("Concat", f"v{i} r{i}" if i else "x r0", f"v{i + 1}", axis=1) for i in range(1200))], ["v1200"],
+        axis=np.array([1]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_corners(name: str) -> None:
+    str(hold(CORNERS[name](), (1, 3, 8, 8)).explain())
+
+
+def test_an_empty_batch() -> None:
+    """Here and there, the one after the other: memory is planned for nothing at all."""
+    y, r = Executor(residual_network()).run([np.zeros((0, 3, 8, 8), np.float32)])
+    assert y.shape == (0, 7)
+    assert r.shape == (0, 8, 8, 8)
+
+
+def test_division_by_zero_is_not_folded() -> None:
+    """0 · ∞ is NaN, and a sum of products divided by 0 is not."""
+    w, f = random.normal(size=(8, 3, 3, 3)).astype(np.float32), np.ones((8, 1, 1), np.float32)
+    w[2, 0] = f[2] = 0
+    m = one_conv(node("Div", "c f", "y"), f=f)
+    m.graph.initializer[0].CopyFrom(numpy_helper.from_array(w, "w"))
+    x = random.normal(size=(1, 3, 5, 5)).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        (wanted,) = ReferenceEvaluator(m).run(None, {"x": x})
+    np.testing.assert_allclose(Executor(m).run([x])[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sequence_belongs_to_the_caller() -> None:
+    m = model([node("Relu", "x", "r"), node("SequenceConstruct", "r r", "y")], ["y"])
+    m.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None))
+    executor = Executor(m)
+    (first,) = executor.run([np.ones((1, 3, 2, 2), np.float32)])
+    executor.run([np.full((1, 3, 2, 2), 7, np.float32)])
+    assert [float(a.max()) for a in first] == [1, 1]
+
+
+def test_before_version_7_an_axis_says_where_the_second_input_lies() -> None:
+    m = model([node("Add", "x b", "s", broadcast=1, axis=1), node("Mul", "s b", "y", broadcast=1)], ["y"],
+              shape=(1, 4, 4, 4), opset=6, b=(4,))  # fmt: skip
+    x, b = random.normal(size=(1, 4, 4, 4)).astype(np.float32), numpy_helper.to_array(m.graph.initializer[0])
+    np.testing.assert_allclose(Executor(m).run([x])[0], (x + b[:, None, None]) * b, rtol=1e-5, atol=1e-6)
+
+
+def test_strings_between_nodes() -> None:
+    m = model([node("Concat", "x x", "c", axis=0), node("Reshape", "c s", "r"), node("Concat", "r r", "y", axis=0)],
+              ["y"], s=np.array([-1]))  # fmt: skip
+    m.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.STRING, [2]))
+    m.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.STRING, None))
+    assert Executor(m).run([np.array(["a", "b"], object)])[0].tolist() == ["a", "b"] * 4
+
+
+def test_programs_are_bounded_where_shapes_follow_from_data() -> None:
+    """Each NonZero begins a region; all the programs of one depth together are as many as the whole model may have."""
+    nodes = [node("NonZero", "x", "z"), node("Shape", "z", "s"), node("Cast", "s", "f", to=TensorProto.FLOAT),
+             node("Expand", "f zs", "e"), node("Concat", "e x", "g", axis=0), node("NonZero", "g", "h"),
+             node("Shape", "h", "t"), node("Cast", "t", "y", to=TensorProto.FLOAT)]  # fmt: skip
+    executor = Executor(model(nodes, ["y"], shape=("n",), zs=np.array([2])))
+    for n in range(2, 6):
+        for count in range(n):
+            x = (np.arange(n) < count).astype(np.float32)
+            assert executor.run([x])[0].tolist() == [1, count + (2 if count else 1)]
+    recent = executor._region.settings.recent
+    assert {depth: len(programs) for depth, programs in recent.items()} == {0: 4, 1: PROGRAMS, 2: PROGRAMS}
+
+
+def test_what_constants_fold_to_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "FOLDED_IN_ALL", 5000)
+    nodes = [node("Expand", "one sizes", f"e{i}") for i in range(3)] + [node("Sum", "x e0 e1 e2", "y")]
+    m = model(nodes, ["y"], ("n",), one=np.ones(1, np.float32), sizes=np.array([600]))
+    assert passed(m) == ["Expand", "Sum"]
+    hold(m, (600,))
+
+
+def test_an_axis_out_of_range_is_refused() -> None:
+    for op, more in (("Concat", {}), ("Softmax", {}), ("Split", {})):
+        m = model([helper.make_node(op, ["x"], ["y"], axis=7, **more)], ["y"])
+        with pytest.raises(ValueError, match="there is no axis 7 in 4 dimensions"):
+            Executor(m).run([X])

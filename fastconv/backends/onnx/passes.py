@@ -18,6 +18,8 @@ from .operators.arithmetic import normalisation
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 LARGEST_FOLDED = 64 << 20
 """Bytes: a larger constant is computed anew at each run rather than kept."""
+FOLDED_IN_ALL = 1 << 30
+"""Bytes of all of them: a small model may ask for more than any machine has."""
 
 
 def optimise(graph: Graph) -> Graph:
@@ -66,15 +68,16 @@ def fold_constants(graph: Graph) -> Graph:
     """Nodes of nothing but constants become constants."""
     from .operators import evaluate
 
-    constants, nodes = dict(graph.constants), []
+    constants, nodes, left = dict(graph.constants), [], FOLDED_IN_ALL
     for node in graph.nodes:
         found = None
         if node.inputs and not node.captured and all(name in constants for name in node.inputs if name):
-            found = evaluate(node, [constants.get(name) for name in node.inputs], LARGEST_FOLDED)
+            found = evaluate(node, [constants.get(name) for name in node.inputs], min(LARGEST_FOLDED, left))
         if found is None:
             nodes.append(node)
         else:
-            constants.update((name, value) for name, value in zip(node.outputs, found, strict=True) if name)
+            constants.update((name, value) for name, value in zip(node.outputs, found, strict=False) if name)
+            left -= sum(value.nbytes for value in found)
     return graph.with_nodes(nodes, constants)
 
 
@@ -168,6 +171,13 @@ def fold_affine(graph: Graph) -> Graph:
     In float64, rounded once a node.
     """
     constants = dict(graph.constants)
+    taken = {*graph.inputs, *graph.producers()}
+
+    def new(node: Node, what: str) -> str:
+        name = f"{node.outputs[0]}/{what}"
+        while name in constants or name in taken:
+            name += "'"
+        return name
 
     def rewrite(node: Node, followers: _Followers) -> Any:
         for place in range(min(2 if node.op in ("Add", "Mul") else 1, len(node.inputs))):
@@ -179,9 +189,10 @@ def fold_affine(graph: Graph) -> Graph:
                 continue
             change = _affine(node, place, constants, constants[convolution.inputs[1]].ndim)
             if change is not None:
-                w, bias = _scaled(convolution, [constants[name] for name in names], *change)
-                label = node.outputs[0]
-                more = {f"{label}/weights": w, f"{label}/bias": bias}
+                scaled = _scaled(convolution, [constants[name] for name in names], *change)
+                if scaled is None:
+                    continue
+                more = dict(zip((new(node, "weights"), new(node, "bias")), scaled, strict=True))
                 constants.update(more)
                 return convolution, followers.merge(convolution, node, inputs=(convolution.inputs[0], *more)), more
         return None
@@ -211,11 +222,13 @@ def _affine(node: Node, place: int, constants: Mapping[str, Array], rank: int) -
     return (value if node.op == "Mul" else 1 / value), zero
 
 
-def _scaled(convolution: Node, weights: list[Array], factor: Array, summand: Array) -> tuple[Array, Array]:
-    """Weights and bias of ``factor * convolution + summand``."""
+def _scaled(convolution: Node, weights: list[Array], factor: Array, summand: Array) -> tuple[Array, Array] | None:
+    """Weights and bias of ``factor * convolution + summand``, None where there are none."""
     w, groups = weights[0], convolution.attributes.get("group", 1)
     transposed = convolution.op == "ConvTranspose"
     channels = w.shape[1] * groups if transposed else w.shape[0]
+    if any(v.shape not in ((1,), (channels,)) for v in (factor, summand)):
+        return None  # one channel that becomes several
     factor, summand = (np.broadcast_to(v, (channels,)) for v in (factor, summand))
     bias = weights[1].astype(np.float64) if len(weights) > 1 else np.zeros(channels)
     if transposed:  # (C_in, C_out/groups, …): the groups of output channels lie along the first axis
@@ -223,7 +236,9 @@ def _scaled(convolution: Node, weights: list[Array], factor: Array, summand: Arr
         wide = (by_group * factor.reshape(groups, 1, -1, *(1,) * (w.ndim - 2))).reshape(w.shape)
     else:
         wide = w.astype(np.float64) * factor.reshape(-1, *(1,) * (w.ndim - 1))
-    return wide.astype(w.dtype), (bias * factor + summand).astype(w.dtype)
+    new = wide.astype(w.dtype), (bias * factor + summand).astype(w.dtype)
+    # an infinite factor times a weight of 0 is NaN, times a sum of products it may be infinite
+    return new if all(np.isfinite(v.astype(np.float64)).all() for v in new) else None
 
 
 def fuse_activations(graph: Graph) -> Graph:
@@ -269,7 +284,9 @@ def _joined_silu(graph: Graph) -> Graph:
         if not _plain(node) or node.op not in ("Mul", "Swish"):
             continue
         if node.op == "Swish":
-            if node.attributes.get("alpha", 1.0) == 1.0 and _from_convolution(producers, node.inputs[0]):
+            x = node.inputs[0]
+            alone = uses[x] == 1 and x not in graph.outputs
+            if alone and node.attributes.get("alpha", 1.0) == 1.0 and _from_convolution(producers, x):
                 nodes[node.outputs] = replace(node, op="Silu", proto=None)
             continue
         for x, gate in (node.inputs, node.inputs[::-1]):
@@ -355,8 +372,10 @@ def _absorbed(node: Node, padding: Node, constants: Mapping[str, Array]) -> list
         return None
     kernel = node.attributes.get("kernel_shape", ())
     around = [int(n) for n in (*before[2:], *after[2:])]
-    if node.op == "AveragePool" and any(p >= k for p, k in zip(around, [*kernel, *kernel], strict=True)):
-        return None  # a window wholly on padding
+    if node.op == "AveragePool":
+        before_that = node.attributes.get("pads") or [0] * len(around)
+        if any(p + q >= k for p, q, k in zip(around, before_that, [*kernel, *kernel], strict=True)):
+            return None  # a window wholly on padding
     return around
 
 

@@ -29,6 +29,8 @@ from .operators import Call, Orders, Packed, Spec, Task, evaluate, task_of
 
 SMALL = 1 << 20
 """Bytes: results up to here are computed once when they follow from shapes alone."""
+SMALL_IN_ALL = 64 << 20
+"""Bytes of all of them, in one program."""
 
 
 class Step(NamedTuple):
@@ -52,12 +54,16 @@ class Row(NamedTuple):
     seconds: float | None = None
 
 
-class Settings(NamedTuple):
-    """What all programs of an executor share."""
+class Settings:
+    """What all programs of an executor share.
 
-    packed: Packed
-    kept: int
-    """Programs kept for each region, one for each signature of its inputs."""
+    ``kept`` programs are kept of the whole model, and as many of what comes after its first node without a task, and so
+    on: ``recent`` has them by the number of such nodes before, the last one used last.
+    """
+
+    def __init__(self, packed: Packed, kept: int) -> None:
+        self.packed, self.kept = packed, kept
+        self.recent: dict[int, OrderedDict[tuple[Region, Any], None]] = {}
 
 
 class Inferred(NamedTuple):
@@ -70,6 +76,7 @@ class Inferred(NamedTuple):
 def infer(graph: Graph, specs: Mapping[str, Spec], settings: Settings) -> Inferred:
     """Tasks, up to the first node that has none."""
     known, found, works = dict(graph.constants), dict(specs), list[Work]()
+    left = SMALL_IN_ALL
     for i, node in enumerate(graph.nodes):
         constants = [known.get(name) for name in node.inputs]
         pairs = list(zip(node.inputs, constants, strict=True))
@@ -77,8 +84,9 @@ def infer(graph: Graph, specs: Mapping[str, Spec], settings: Settings) -> Inferr
         if any(n and spec is None for n, spec in zip(node.inputs, given, strict=True)):
             return Inferred(works, found, known, i)  # no array but a sequence: nothing here takes it
         if pairs and all(a is not None or not n for n, a in pairs):
-            results = evaluate(node, constants, SMALL)
+            results = evaluate(node, constants, min(SMALL, left))
             if results is not None:
+                left -= sum(r.nbytes for r in results)
                 known.update((n, r) for n, r in zip(node.outputs, results, strict=False) if n)
                 continue
         task = task_of(Call(node, given, constants, settings.packed))
@@ -95,7 +103,7 @@ def infer(graph: Graph, specs: Mapping[str, Spec], settings: Settings) -> Inferr
 class Program:
     """A region for one signature of its inputs. :meth:`run` is for one thread at a time."""
 
-    def __init__(self, graph: Graph, inputs: Mapping[str, Spec], settings: Settings) -> None:
+    def __init__(self, graph: Graph, inputs: Mapping[str, Spec], settings: Settings, depth: int = 0) -> None:
         first = infer(graph, inputs, settings)
         shapes = {name: spec.shape for name, spec in first.specs.items()}
         head = graph.nodes if first.stop is None else graph.nodes[: first.stop]
@@ -117,13 +125,14 @@ class Program:
         self._bind()
         if self.last is not None:
             own = self.last.op in OWN and not self.last.domain
+            self.how = "output shape not constant" if own else "onnx.reference"
             self.reference = partial(_run, self.last) if own else Reference(self.last, graph.opsets, run_node)
             names = {n for n in (*graph.inputs, *self.specs, *self.last.outputs) if n and n in after}
             rest = Graph(
                 {n: Value(None, None) for n in names}, graph.outputs,
                 {n: a for n, a in self.known.items() if n in after}, tail[1:], graph.opsets,
             )  # fmt: skip
-            self.rest = Region(rest, settings)
+            self.rest = Region(rest, settings, depth + 1)
 
     # ---------------------------------------------------------------------------------------------------------- places
 
@@ -142,6 +151,8 @@ class Program:
         self.arrays: dict[str, Array] = {}
         self.root: dict[str, str] = {}
         self.copied: set[str] = set()
+        for name in self.parts:  # those of the last concatenation first, so that wholes are there before their parts
+            self._array(name)
         for work in self.works:
             for name in work.node.outputs:
                 if name and name not in self.fresh:
@@ -213,6 +224,8 @@ class Program:
         self.block = block(total)
         at = dict(zip(names, places, strict=True))
         for name, array in self.arrays.items():
+            if not array.size:
+                continue
             root = self.root[name]
             offset = at[root] + array.ctypes.data - self.buffers[root].ctypes.data
             self.arrays[name] = np.ndarray(array.shape, array.dtype, self.block.data, offset, array.strides)
@@ -249,10 +262,11 @@ class Program:
         self.bound = {**self.known, **self.arrays}
 
     def _unnamed(self, node: Node, place: int, task: Task) -> str:
-        name = (
-            node.outputs[place] if place < len(node.outputs) and node.outputs[place] else f"{node.outputs[0]}/{place}"
-        )
-        if name not in self.specs:
+        name = node.outputs[place] if place < len(node.outputs) else ""
+        if not name:
+            name = f"{place} of {node.outputs}"
+            while name in self.specs:
+                name += "'"
             self.specs[name], self.orders[name] = task.outputs[place], False
             self.arrays[name] = np.empty(task.outputs[place].shape, task.outputs[place].dtype)
         return name
@@ -276,8 +290,9 @@ class Program:
 
     # ------------------------------------------------------------------------------------------------------------- run
 
-    def run(self, inputs: Mapping[str, Array], rows: list[Row] | None = None) -> dict[str, Array]:
-        """The outputs by name. With ``rows`` each step is timed and told there."""
+    def run(self, inputs: Mapping[str, Any], rows: list[Row] | None = None) -> tuple[dict[str, Any], Region | None]:
+        """The outputs by name; or what a region takes that goes on from here. With ``rows`` each step is timed and told
+        there."""
         arrays = {**self.bound, **inputs}
         for name in self.fresh:
             spec = self.specs[name]
@@ -291,14 +306,14 @@ class Program:
         else:
             self._run_timed(arrays, rows)
         if self.last is None:
-            return {n: arrays[n] if n in self.fresh else _copy(arrays[n]) for n in self.outputs}
+            return {n: arrays[n] if n in self.fresh else _copy(arrays[n]) for n in self.outputs}, None
         start = time.perf_counter()
         results = self.reference(*(arrays[n] if n else None for n in self.last.inputs))
         if rows is not None:
             shape = getattr(results[0], "shape", ())
-            rows.append(Row(self.last.name, self.last.op, "onnx.reference", shape, False, time.perf_counter() - start))
+            rows.append(Row(self.last.name, self.last.op, self.how, shape, False, time.perf_counter() - start))
         arrays.update((n, r) for n, r in zip(self.last.outputs, results, strict=True) if n)
-        return self.rest.run({n: arrays[n] for n in self.rest.graph.inputs}, rows)
+        return {n: arrays[n] for n in self.rest.graph.inputs}, self.rest
 
     def _run_timed(self, arrays: Mapping[str, Array], rows: list[Row]) -> None:
         for step, row in zip(self.steps, self.rows(), strict=True):
@@ -310,8 +325,9 @@ class Program:
     def rows(self) -> list[Row]:
         """The steps, untimed."""
         return [
-            Row(s.node.name or s.node.outputs[0], s.node.op, s.how, s.made[0].shape, self.orders[s.node.outputs[0]])
+            Row(s.node.name or name, s.node.op, s.how, s.made[0].shape, self.orders[name])
             for s in self.steps
+            for name in [next(filter(None, s.node.outputs))]
         ]
 
 
@@ -325,31 +341,40 @@ def _shaped(buffer: Array, spec: Spec, channels_last: bool) -> Array:
 
 
 class Region:
-    """A graph, and the programs it has been compiled to: the last few signatures of inputs."""
+    """A graph, and the programs it has been compiled to: the last few signatures of inputs. ``depth`` is how many nodes
+    without a task come before it."""
 
-    def __init__(self, graph: Graph, settings: Settings) -> None:
-        self.graph, self.settings = graph, settings
+    def __init__(self, graph: Graph, settings: Settings, depth: int = 0) -> None:
+        self.graph, self.settings, self.depth = graph, settings, depth
         self.programs: OrderedDict[Any, Program] = OrderedDict()
 
     def program(self, inputs: Mapping[str, Any]) -> Program:
         """The program for these inputs, compiled now if it is new."""
         key = tuple((n, _signature(a)) for n, a in inputs.items())
-        found = self.programs.get(key)
+        found, recent = self.programs.get(key), self.settings.recent.setdefault(self.depth, OrderedDict())
         if found is None:
             specs = {n: Spec(a.shape, a.dtype) for n, a in inputs.items() if isinstance(a, np.ndarray)}
-            found = Program(self.graph, specs, self.settings)
-            while len(self.programs) >= self.settings.kept:
-                self.programs.popitem(last=False)
+            found = Program(self.graph, specs, self.settings, self.depth)
+            while len(recent) >= self.settings.kept:
+                (region, old), _ = recent.popitem(last=False)
+                del region.programs[old]
             self.programs[key] = found
+        recent[self, key] = None
+        recent.move_to_end((self, key))
         self.programs.move_to_end(key)
         return found
 
     def run(self, inputs: Mapping[str, Any], rows: list[Row] | None = None) -> dict[str, Any]:
-        return self.program(inputs).run(inputs, rows)
+        region: Region | None = self
+        while region is not None:  # a loop: hundreds of nodes may lack a task
+            inputs, region = region.program(inputs).run(inputs, rows)
+        return dict(inputs)
 
 
 def _copy(value: Any) -> Any:
     """A result that shares memory with nothing that the next run writes, nor with an input."""
+    if isinstance(value, list):  # a sequence
+        return [_copy(v) for v in value]
     return np.array(value, order="C") if isinstance(value, np.ndarray) else value
 
 

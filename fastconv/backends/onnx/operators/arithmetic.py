@@ -20,9 +20,20 @@ def _result(call: Call) -> Spec:
 
 def _elementwise(call: Call, run: Run, dtype: Any = None) -> Task:
     """A task of all inputs, broadcast, that is as fast in any order that they share."""
+    if call.node.version < 7 and call.attribute("axis") is not None:
+        call, run = _aligned(call, run)
     spec = _result(call)
     spec = spec if dtype is None else Spec(spec.shape, np.dtype(dtype))
     return Task((spec,), run, call.present, orders="any")
+
+
+def _aligned(call: Call, run: Run) -> tuple[Call, Run]:
+    """Before version 7 an attribute said along which axis of the first input the second one begins."""
+    x, y = call.spec(0).shape, call.spec(1)
+    after = len(x) - call.axis(call.attribute("axis"), len(x)) - len(y.shape)
+    shape = (*y.shape, *(1,) * after)
+    aligned = Call(call.node, (call.spec(0), Spec(shape, y.dtype)), call.constants, call.weights)
+    return aligned, lambda a, b, out: run(a, b.reshape(shape), out)
 
 
 def _unary(function: Callable[[Array], Array]) -> Callable[[Call], Task | None]:
@@ -181,7 +192,7 @@ def softmax(call: Call) -> Task | None:
     spec = call.spec()
     rank = len(spec.shape)
     if call.node.version >= 13:
-        axes: tuple[int, ...] = (call.attribute("axis", -1),)
+        axes: tuple[int, ...] = (call.axis(call.attribute("axis", -1), rank),)
     else:  # everything from the axis on, as one row
         axes = tuple(range(call.attribute("axis", 1) % max(rank, 1), rank))
 
@@ -205,7 +216,7 @@ def reduce(call: Call) -> Task | None:
     axes = call.integers(1, "axes")
     if not axes:
         axes = [] if call.attribute("noop_with_empty_axes", 0) else list(range(rank))
-    chosen, keep = tuple(sorted(a % rank for a in axes)), bool(call.attribute("keepdims", 1))
+    chosen, keep = tuple(sorted(call.axis(a, rank) for a in axes)), bool(call.attribute("keepdims", 1))
     shape = tuple(1 if i in chosen else n for i, n in enumerate(spec.shape) if keep or i not in chosen)
 
     def run(x: Array, out: Array) -> None:

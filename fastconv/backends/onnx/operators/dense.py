@@ -6,6 +6,7 @@ Products of two arrays that both vary are NumPy's, in :mod:`.arithmetic`.
 from __future__ import annotations
 
 import math
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,11 @@ def dense(call: Call, w: Array, bias: Array | None, made: tuple[int, ...]) -> Ta
     rows, (outputs, inputs) = math.prod(made[:-1]), w.shape
     activation = call.attribute("activation")
     kernel = rows <= FEW and spec.dtype.kind == "f" and spec.dtype.itemsize >= 4
-    run = (_few if kernel else _many)(rows, w, bias, activation)
+    prepared = cache(partial(_few if kernel else _many, rows, w, bias, activation))  # packs when it first runs
 
     def flat(x: Array, out: Array) -> None:
         x = np.ascontiguousarray(x).reshape(rows, inputs)
-        run(x, out.reshape(rows, outputs))
+        prepared()(x, out.reshape(rows, outputs))
 
     note = " + ".join(filter(None, ("dense" if kernel else "pointwise", activation)))
     return Task((Spec(made, spec.dtype),), flat, (0,), note=lambda orders: note, strided=False)

@@ -101,7 +101,7 @@ def squeeze(call: Call) -> Task | None:
         if call.unknown(1):
             return None
         axes = [i for i, n in enumerate(sizes) if n == 1]
-    dropped = {a % len(sizes) for a in axes} if sizes else set()
+    dropped = {call.axis(a, len(sizes)) for a in axes} if sizes else set()
     return _reshaped(call, [n for i, n in enumerate(sizes) if i not in dropped])
 
 
@@ -111,7 +111,7 @@ def unsqueeze(call: Call) -> Task | None:
     if axes is None:
         return None
     rank = len(sizes) + len(axes)
-    for axis in sorted(a % rank for a in axes):
+    for axis in sorted(call.axis(a, rank) for a in axes):
         sizes.insert(axis, 1)
     return _reshaped(call, sizes)
 
@@ -130,7 +130,7 @@ def concat(call: Call) -> Task | None:
     rank = len(specs[0].shape)
     if not rank or len({s.dtype for s in specs}) > 1:
         return None
-    axis = call.attribute("axis", 1) % rank
+    axis = call.axis(call.attribute("axis", 1), rank)
     if any(s.shape[:axis] + s.shape[axis + 1 :] != specs[0].shape[:axis] + specs[0].shape[axis + 1 :] for s in specs):
         raise ValueError(f"{call.node}: cannot join shapes {[s.shape for s in specs]} along axis {axis}")
     joined = sum(s.shape[axis] for s in specs)
@@ -145,7 +145,7 @@ def concat(call: Call) -> Task | None:
 @operator("Split")
 def split(call: Call) -> Task | None:
     spec, count = call.spec(), len(call.node.outputs)
-    axis = call.attribute("axis", 0) % len(spec.shape)
+    axis = call.axis(call.attribute("axis", 0), len(spec.shape))
     whole, parts = spec.shape[axis], call.integers(1, "split")
     if parts is None:
         if call.unknown(1):
@@ -176,7 +176,7 @@ def slices(call: Call) -> Task | None:
         return None
     index = [slice(None)] * len(spec.shape)
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis, step = i if axes is None else axes[i] % len(spec.shape), 1 if steps is None else steps[i]
+        axis, step = i if axes is None else call.axis(axes[i], len(spec.shape)), 1 if steps is None else steps[i]
         n = spec.shape[axis]
         least, most = (0, n) if step > 0 else (-1, n - 1)
         begin = min(max(start + n if start < 0 else start, 0), most)
@@ -190,7 +190,7 @@ def slices(call: Call) -> Task | None:
 @operator("Gather")
 def gather(call: Call) -> Task | None:
     spec, places = call.spec(0), call.spec(1)
-    axis = call.attribute("axis", 0) % len(spec.shape)
+    axis = call.axis(call.attribute("axis", 0), len(spec.shape))
     made = Spec((*spec.shape[:axis], *places.shape, *spec.shape[axis + 1 :]), spec.dtype)
 
     def run(x: Array, indices: Array, out: Array) -> None:
@@ -231,7 +231,7 @@ def pad(call: Call) -> Task | None:
     rank = len(spec.shape)
     if pads is None or call.unknown(2, 3) or call.attribute("mode", "constant") != "constant":
         return None
-    axes = [a % rank for a in call.integers(3, "axes") or range(rank)]
+    axes = [call.axis(a, rank) for a in call.integers(3, "axes") or range(rank)]
     value = call.constant(2)
     fill = call.attribute("value", 0.0) if value is None else value.item()
     around = [(0, 0)] * rank
@@ -268,8 +268,10 @@ def resize(call: Call) -> Task | None:
     if len(factors) != len(spec.shape) or any(f != int(f) or f < 1 for f in factors):
         return None
     mode = call.attribute("coordinate_transformation_mode", "half_pixel")
-    whole = mode == "asymmetric" and call.attribute("nearest_mode", "round_prefer_floor") == "floor"
-    if not (whole or mode in ("half_pixel", "half_pixel_symmetric") or scales_at == 1):
+    nearest = call.attribute("nearest_mode", "round_prefer_floor")
+    corners = mode == "asymmetric" and nearest == "floor"
+    centres = mode in ("half_pixel", "half_pixel_symmetric") and nearest.startswith("round")
+    if not (corners or centres or scales_at == 1) or call.attribute("axes") not in (None, list(range(len(factors)))):
         return None
     n = [int(f) for f in factors]
     made = tuple(f * s for f, s in zip(n, spec.shape, strict=True))

@@ -102,6 +102,12 @@ class Call:
         value = self.attribute(attribute)
         return None if value is None else [int(v) for v in value]
 
+    def axis(self, given: int, rank: int) -> int:
+        """An axis of so many dimensions, counted from the front."""
+        if not -rank <= given < rank:
+            raise ValueError(f"{self.node}: there is no axis {given} in {rank} dimensions")
+        return int(given) % rank
+
     @property
     def present(self) -> tuple[int, ...]:
         return tuple(i for i, name in enumerate(self.node.inputs) if name)
@@ -131,8 +137,8 @@ def operator(*names: str) -> Callable[[Operator], Operator]:
 def task_of(call: Call) -> Task | None:
     """The node as a task, or None where it does not run here."""
     function = OPERATORS.get(call.node.op) if call.node.domain == "" else None
-    if function is None:
-        return None
+    if function is None or any(spec is not None and spec.dtype.hasobject for spec in call.specs):
+        return None  # strings have no place in a block of memory
     try:
         task = function(call)
     except Exception as error:  # shapes that do not go together, attributes out of range: NumPy names no node
