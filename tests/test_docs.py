@@ -52,18 +52,32 @@ def code_blocks(page: Path, language: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, m.start(1)) + 1, m.group(1)) for m in blocks]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def needed(page: Path, text: str) -> str:
+    """The optional library that a block needs: the page's, or, in README, its own."""
+    if page.stem in ("pytorch", "onnx"):
+        return {"pytorch": "torch"}.get(page.stem, page.stem)
+    backend = re.search(r"^from fastconv\.backends import (\w+)", text, re.MULTILINE)
+    return backend[1] if backend else ""
+
+
+BLOCKS = [
+    (page, library)
+    for page in PAGES
+    for library in sorted({needed(page, text) for _, text in code_blocks(page, "python")})
+]
+
+
+@pytest.mark.parametrize(("page", "library"), BLOCKS, ids=lambda p: getattr(p, "name", p))
+def test_python_blocks_run(page: Path, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page's blocks in order, in one namespace: sessions with ``>>>`` must print what is written."""
-    for optional in ("torch", "onnx"):
-        if page.stem == {"torch": "pytorch"}.get(optional, optional):
-            require(optional)
+    if library:
+        require(library)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": page.stem}
     runner, report = doctest.DocTestRunner(optionflags=FLAGS), list[str]()
-    blocks = code_blocks(page, "python")
-    assert blocks or page.parent == ROOT
-    for line, text in blocks:
+    for line, text in code_blocks(page, "python"):
+        if needed(page, text) != library:
+            continue
         if ">>>" in text:
             test = doctest.DocTestParser().get_doctest(text, namespace, page.name, str(page), line - 1)
             runner.run(test, out=report.append, clear_globs=False)
@@ -71,6 +85,10 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         else:
             exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
     assert runner.failures == 0 if hasattr(runner, "failures") else not report, "".join(report)
+
+
+def test_every_page_has_code() -> None:
+    assert {page for page, _ in BLOCKS} == set(PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
