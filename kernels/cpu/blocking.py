@@ -145,6 +145,8 @@ def progressions(source: np.ndarray) -> tuple[np.ndarray, int]:
 
     >>> progressions(np.array([-1, 0, 1, 2, -1]))[0].tolist()
     [[0, -1, 0, 1], [1, 0, 1, 3], [4, -1, 0, 1]]
+    >>> progressions(np.array([1, 0, -1]))[0].tolist()  # zeros do not go on counting down
+    [[0, 1, -1, 2], [2, -1, 0, 1]]
     """
     values = source.tolist()
     rows = []
@@ -152,7 +154,7 @@ def progressions(source: np.ndarray) -> tuple[np.ndarray, int]:
     while i < len(values):
         first, j = values[i], i + 1
         step = 0 if first < 0 or j == len(values) or values[j] < 0 else values[j] - first
-        while j < len(values) and values[j] == (-1 if first < 0 else first + step * (j - i)):
+        while j < len(values) and values[j] == first + step * (j - i) and (first < 0 or values[j] >= 0):
             j += 1
         rows.append((i, first, step, j - i))
         i = j

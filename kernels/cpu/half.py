@@ -169,6 +169,9 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
         if out.dtype.itemsize != 2:
             function(geometry, *arrays, workspace=workspace, **options)
             return
+        if geometry.batch == 0:  # the stated workspace is empty, too
+            out[...] = 0  # a weight gradient; no other result has elements
+            return
         scratch, threads = Workspace(workspace), options.get("threads", 1)
         result = _single(scratch, out, threads, filled=False)
         singles: list[np.ndarray | None] = []

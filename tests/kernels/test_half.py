@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 
 from fastconv.kernels.cpu import half
+from fastconv.problem import conv_problem
+from fastconv.registry import ROWS
+from fastconv.testing import check_row
 from tests.guard import guarded
 
 SIXTEEN = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+CONV = [r for r in ROWS if (r.op, r.device) == ("conv", "cpu") and r.family != "reference" and "bfloat16" in r.dtypes]
 
 
 def same(a, b):
@@ -49,3 +53,15 @@ def test_a_copy_lies_as_the_original(order):
     np.testing.assert_array_equal(copy, array)
     if order != "gaps":
         assert copy.strides == tuple(2 * s for s in array.strides)
+
+
+@pytest.mark.parametrize("row", CONV, ids=lambda row: f"{row.algorithm}-{row.direction}")
+def test_an_empty_batch_needs_no_workspace(row):
+    kernel, groups = (1, 1) if row.family == "pointwise" else (3, 64 if row.family == "depthwise" else 1)
+    for dtype in row.dtypes:
+        problem = conv_problem(
+            "conv", 2, (0, 64, 8, 8), (64, 64 // groups, kernel, kernel), groups=groups, dtype=dtype,
+            direction=row.direction,
+        )  # fmt: skip
+        if row.refuses(problem) is None:
+            check_row(row, problem, rng=np.random.default_rng(0), empty=guarded)

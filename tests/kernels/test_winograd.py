@@ -175,3 +175,15 @@ def test_sizes_around_a_tile(row, size):
         check_row(row, problem(row, size=size, n=3, c=5, k=6), rng=np.random.default_rng(size), threads=2)
         for dtype in able(row, "float64"):
             check_row(row, problem(row, size=size, dtype=dtype), rng=np.random.default_rng(size), integers=True)
+
+
+@pytest.mark.parametrize("row", F4X4, ids=lambda r: r.device)
+def test_padding_that_counts_down_to_the_first_column_ends_there(row):
+    """The columns under the last tile beyond it are zeros, not what lies before x in memory."""
+    fields = {"padding": 1, "padding_mode": "reflect", "device": row.device}
+    p = conv_problem("conv2d", 2, (1, 1, 6, 2), (1, 1, 3, 3), **fields)
+    memory = np.full(1 + 12, np.nan, np.float32)
+    x = memory[1:].reshape(1, 1, 6, 2)
+    x[...] = 1
+    out = run(row, p, x, np.ones((1, 1, 3, 3), np.float32))
+    np.testing.assert_allclose(out, 9, rtol=1e-5)
