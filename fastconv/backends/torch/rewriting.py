@@ -1,7 +1,7 @@
 """Modules whose ``forward`` runs as its graph with folds (:mod:`.tracing`) where only the numbers are wanted.
 
 The graph runs in eval mode, without gradients, on plain tensors; the first such call of each dtype, device and mode
-gives the result of PyTorch's modules and compares the graph's. Everything else (training, ``torch.compile``, hooks on a
+also runs PyTorch's modules and compares. Everything else (training, ``torch.compile``, hooks on a
 module of the graph, other arguments) goes to ``forward`` itself. Where the modules are not as they were when they were
 traced, they are traced anew.
 """
@@ -135,30 +135,39 @@ def _runs(graph: Graph, args: tuple[Any, ...]) -> bool:
 def _check(
     module: nn.Module, folding: Folding, graph: Graph, own: Any, args: tuple[torch.Tensor, ...], kind: Any
 ) -> Any:
-    """The result of PyTorch's modules; calls of this kind are the graph's from now on, if that gives the same."""
+    """The graph's result, which calls of this kind give from now on, if it is PyTorch's; else PyTorch's."""
     if any(m.training or observed(m) for m in module.modules() if m is not module):
         return own(module, *args)  # who listens, or counts, is not called twice
     copies = [a.clone(memory_format=torch.preserve_format) for a in args]
     before, random_numbers = State(module), _random_states(args)
     with layers.left_to_pytorch():
-        expected = own(module, *args)
+        expected = own(module, *copies)
     if not before.same(State(module)):
         folding.graph, folding.reason = None, "a call changes the module, or one inside it"
+        _write_back(args, copies)
         return expected
     after = _random_states(args)
     _set_random_states(random_numbers)
     try:
-        y = graph.run(module, *copies)
-        wrong = None if _alike([y, *copies], [expected, *args]) else "gives another result"
+        y = graph.run(module, *args)
+        wrong = None if _alike([y, *args], [expected, *copies]) else "gives another result"
     except Exception as error:
         wrong = f"fails: {error}"
     _set_random_states(after)
     if wrong is None:
         graph.checked.add(kind)
-    else:
-        folding.graph, folding.reason = None, f"its graph, as torch.fx traced it, {wrong}"
-        warnings.warn(f"{type(module).__name__}: nothing is folded: {folding.reason}", stacklevel=4)
+        return y
+    folding.graph, folding.reason = None, f"its graph, as torch.fx traced it, {wrong}"
+    warnings.warn(f"{type(module).__name__}: nothing is folded: {folding.reason}", stacklevel=4)
+    _write_back(args, copies)
     return expected
+
+
+def _write_back(args: tuple[torch.Tensor, ...], copies: list[torch.Tensor]) -> None:
+    """What PyTorch's modules have changed in the copies of their inputs."""
+    for a, c in zip(args, copies, strict=True):
+        if not bool(((a == c) | ((a != a) & (c != c))).all()):
+            a.copy_(c)
 
 
 def _random_states(args: tuple[torch.Tensor, ...]) -> list[tuple[Any, Any]]:

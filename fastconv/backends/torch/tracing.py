@@ -141,7 +141,7 @@ def _no_random_numbers() -> Iterator[None]:
 
 
 def _numpy_state() -> Any:
-    state: Any = np.random.get_state()  # noqa: NPY002  # noqa: NPY002  # the generator that all code shares
+    state: Any = np.random.get_state()  # noqa: NPY002  # the generator that all code shares
     _, keys, position, *gauss = state
     return bytes(keys), position, gauss
 
