@@ -39,7 +39,9 @@ def only_numbers(*tensors: torch.Tensor | None) -> bool:
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The dtype in which autocast wants convolutions of x, where it is on."""
+    """The dtype in which autocast wants convolutions of x, where it is on; float64 it leaves alone."""
+    if x.dtype is torch.float64:
+        return None
     kind = "cuda" if x.is_cuda else "cpu"
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 

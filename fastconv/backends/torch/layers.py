@@ -61,8 +61,10 @@ class State:
 class Prepared:
     """A plan, or the reason why there is none, and what it was made of."""
 
-    def __init__(self, plan: Any, reason: str | None, last: bool, tensors: tuple[torch.Tensor | None, ...]) -> None:
-        self.plan, self.reason = plan, reason
+    def __init__(
+        self, plan: Any, reason: str | None, last: bool, tensors: tuple[torch.Tensor | None, ...], parameters: Any
+    ) -> None:
+        self.plan, self.reason, self.parameters = plan, reason, parameters
         self.shape: tuple[int, ...] = () if plan is None else plan.logical_output
         self.order = None if not last else (0, len(self.shape) - 1, *range(1, len(self.shape) - 1))
         # The aliases keep the memory from being freed: no other tensor can come to lie where these lay.
@@ -70,8 +72,10 @@ class Prepared:
             (t, None if t is None else t._version, None if t is None else t.detach()) for t in tensors
         ]
 
-    def current(self, tensors: tuple[torch.Tensor | None, ...]) -> bool:
-        """Whether these are the tensors of then, and nobody has written to them."""
+    def current(self, tensors: tuple[torch.Tensor | None, ...], parameters: Any) -> bool:
+        """Whether these are the tensors and the parameters of then, and nobody has written to the tensors."""
+        if parameters != self.parameters:
+            return False
         for t, (then, version, alias) in zip(tensors, self.seen, strict=True):
             if t is not then or (t is not None and (t._version != version or not t.is_set_to(alias))):
                 return False
@@ -161,8 +165,8 @@ class _Convolution(Layer):
 
     def planned(self, input: Any, fold: Fold | None = None, residual: Any = None) -> Any:
         """The result of a plan, or NotImplemented where none may be used."""
-        parameters = self._parameters
-        w, bias = parameters.get("weight"), parameters.get("bias")
+        own = self._parameters
+        w, bias = own.get("weight"), own.get("bias")
         tensors = (w, bias) if fold is None else (w, bias, *fold.tensors)
         if self.training or w is None or thread.plain or not only_numbers(input, residual, *tensors):
             return NotImplemented
@@ -174,13 +178,17 @@ class _Convolution(Layer):
         sum_shape = None if residual is None else residual.shape
         key = (input.shape, input.stride(), input.dtype, device, threads, sum_shape, fold, low)
         state = self.__dict__.get("_fastconv") or self._state()
+        parameters = (
+            self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.output_padding,
+            None if fold is None or fold.norm is None else fold.norm.eps,
+        )  # fmt: skip
         prepared = state.plans.get(key)
-        if prepared is None or not prepared.current(tensors):
+        if prepared is None or not prepared.current(tensors, parameters):
             if input.dim() != self.rank + 2 or any(t is not None and t.is_inference() for t in tensors):
                 return NotImplemented  # no batch dimension; no version counters
-            prepared = self._prepare(input, w, bias, fold, low, tensors)
+            prepared = self._prepare(input, w, bias, fold, low, tensors, parameters)
             if residual is not None and prepared.plan is not None and sum_shape != prepared.shape:
-                prepared = Prepared(None, f"the residual has shape {tuple(residual.shape)}", False, tensors)
+                prepared = Prepared(None, f"the residual has shape {tuple(residual.shape)}", False, tensors, parameters)
             state.keep(key, prepared)
         if prepared.plan is None:
             if fold is None:
@@ -190,11 +198,11 @@ class _Convolution(Layer):
             return NotImplemented
         return prepared(input if low is None else input.to(low), residual)
 
-    def _prepare(self, x: Any, w: Any, bias: Any, fold: Any, low: Any, tensors: Any) -> Prepared:
+    def _prepare(self, x: Any, w: Any, bias: Any, fold: Any, low: Any, *seen: Any) -> Prepared:
         last = is_channels_last(x)
         reason = refusal([x, w, *([] if bias is None else [bias])]) if low is None else refusal([x])
         if reason is not None:
-            return Prepared(None, reason, last, tensors)
+            return Prepared(None, reason, last, *seen)
         activation = None
         if fold is not None:
             activation = fold.activation_name()
@@ -213,8 +221,8 @@ class _Convolution(Layer):
                 if w.is_cuda:
                     torch.cuda.current_stream(w.device).synchronize()  # calls may come on other streams
         except (TypeError, ValueError) as error:
-            return Prepared(None, str(error), last, tensors)
-        return Prepared(plan, None, last, tensors)
+            return Prepared(None, str(error), last, *seen)
+        return Prepared(plan, None, last, *seen)
 
     def _plan(self, size: Any, w: Any, bias: Any, **named: Any) -> Any:
         raise NotImplementedError

@@ -1,13 +1,16 @@
 """Modules whose ``forward`` runs as its graph with folds (:mod:`.tracing`) where only the numbers are wanted.
 
-The graph runs in eval mode, without gradients, on plain tensors; the first such call runs PyTorch's modules beside it
-and compares. Everything else (training, ``torch.compile``, hooks on a module of the graph, other arguments)
-goes to ``forward`` itself. Where the modules are not as they were when they were traced, they are traced anew.
+The graph runs in eval mode, without gradients, on plain tensors; the first such call of each dtype, device and mode
+also runs PyTorch's modules and compares. Everything else (training, ``torch.compile``, hooks on a
+module of the graph, other arguments) goes to ``forward`` itself. Where the modules are not as they were when they were
+traced, they are traced anew.
 """
 
 from __future__ import annotations
 
 import functools
+import random
+import threading
 import warnings
 from typing import Any
 
@@ -18,7 +21,11 @@ from torch.nn.modules import module as module_hooks
 from . import layers
 from .again import only_numbers
 from .folding import observed
-from .tracing import Graph, NotTraced, is_convolution
+from .reading import NotTraced, State
+from .tracing import Graph, is_convolution, state
+
+_tracing = threading.RLock()
+"""torch.fx stands in for every module's call while it traces."""
 
 TRACES = 4
 """How often a module is traced before it is left as it is: it changes itself."""
@@ -44,6 +51,12 @@ class Folding:
             return None
         if self.graph is not None and self.graph.same():
             return self.graph
+        with _tracing:
+            return self._traced(module)
+
+    def _traced(self, module: nn.Module) -> Graph | None:
+        if self.graph is not None and self.graph.same():  # another thread was quicker
+            return self.graph
         try:
             if self.traces == TRACES:
                 raise NotTraced(f"it changed after each of {TRACES} times it was traced")
@@ -62,6 +75,9 @@ class Rewritten(nn.Module):
 
     fastconv_base: type[nn.Module]
     """The module's own class."""
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        """Nothing: its own class may keep a list of its subclasses, and this is none of them."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -86,10 +102,18 @@ def rewritten(kind: Any) -> type[Rewritten]:
         folding = self.__dict__.get("_fastconv")
         if folding is None or kwargs or self.training or layers.thread.plain or not only_numbers(*args):
             return own(self, *args, **kwargs)
+        if folding.graph is not None and folding.graph.module is not self:  # a shallow copy, with modules of its own
+            folding = self.__dict__["_fastconv"] = Folding()
         graph = folding.current(self)
         if graph is None or len(args) != graph.arity or not _runs(graph, args):
             return own(self, *args)
-        return graph.run(self, *args) if graph.checked else _check(self, folding, graph, own, args)
+        kind = (*[(a.dtype, a.device, a.dim()) for a in args], state())
+        if kind not in graph.checked:
+            return _check(self, folding, graph, own, args, kind)
+        try:
+            return graph.run(self, *args)
+        except Exception:  # in the module's own words, or not at all
+            return own(self, *args)
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     return type(kind.__name__, (Rewritten, kind), {**names, "fastconv_base": kind, "forward": forward})
@@ -108,20 +132,57 @@ def _runs(graph: Graph, args: tuple[Any, ...]) -> bool:
     )  # fmt: skip
 
 
-def _check(module: nn.Module, folding: Folding, graph: Graph, own: Any, args: tuple[torch.Tensor, ...]) -> Any:
-    """The graph's result, from now on without a check, if it is PyTorch's; else PyTorch's."""
+def _check(
+    module: nn.Module, folding: Folding, graph: Graph, own: Any, args: tuple[torch.Tensor, ...], kind: Any
+) -> Any:
+    """The graph's result, which calls of this kind give from now on, if it is PyTorch's; else PyTorch's."""
     if any(m.training or observed(m) for m in module.modules() if m is not module):
         return own(module, *args)  # who listens, or counts, is not called twice
     copies = [a.clone(memory_format=torch.preserve_format) for a in args]
+    before, random_numbers = State(module), _random_states(args)
     with layers.left_to_pytorch():
         expected = own(module, *copies)
-    y = graph.run(module, *args)
-    if _alike(y, expected):
-        graph.checked = True
+    if not before.same(State(module)):
+        folding.graph, folding.reason = None, "a call changes the module, or one inside it"
+        _write_back(args, copies)
+        return expected
+    after = _random_states(args)
+    _set_random_states(random_numbers)
+    try:
+        y = graph.run(module, *args)
+        wrong = None if _alike([y, *args], [expected, *copies]) else "gives another result"
+    except Exception as error:
+        wrong = f"fails: {error}"
+    _set_random_states(after)
+    if wrong is None:
+        graph.checked.add(kind)
         return y
-    folding.graph, folding.reason = None, "its graph, as torch.fx traced it, gives another result"
+    folding.graph, folding.reason = None, f"its graph, as torch.fx traced it, {wrong}"
     warnings.warn(f"{type(module).__name__}: nothing is folded: {folding.reason}", stacklevel=4)
+    _write_back(args, copies)
     return expected
+
+
+def _write_back(args: tuple[torch.Tensor, ...], copies: list[torch.Tensor]) -> None:
+    """What PyTorch's modules have changed in the copies of their inputs."""
+    for a, c in zip(args, copies, strict=True):
+        if not bool(((a == c) | ((a != a) & (c != c))).all()):
+            a.copy_(c)
+
+
+def _random_states(args: tuple[torch.Tensor, ...]) -> list[tuple[Any, Any]]:
+    """The states of the generators that a call may use, each with the function that sets it."""
+    states: list[tuple[Any, Any]] = [(torch.set_rng_state, torch.get_rng_state()), (random.setstate, random.getstate())]
+    devices = {a.device for a in args if a.is_cuda}
+    return states + [
+        (functools.partial(torch.cuda.set_rng_state, device=device), torch.cuda.get_rng_state(device))
+        for device in devices
+    ]
+
+
+def _set_random_states(states: list[tuple[Any, Any]]) -> None:
+    for put, generator in states:
+        put(generator)
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -159,7 +220,8 @@ def graphs(model: nn.Module) -> tuple[dict[nn.Module, Graph], dict[nn.Module, st
             except NotTraced as error:
                 reasons[module] = str(error)
 
-    visit(model)
+    with _tracing:
+        visit(model)
     return found, reasons
 
 

@@ -10,31 +10,30 @@ an activation alone, or to some of these in this order:
 The fold stands where the sum stood (where the convolution stood, if there is no sum). Submodules that contain
 convolutions are part of the graph if they can be traced themselves; all others are called as they are.
 
-A graph is what ``forward`` did when it was traced. What it read of its modules is remembered, and :meth:`Graph.same`
-says whether all of that is as it was. A ``forward`` that does more than compute is not traced: one that changes
-attributes, reads global variables that may change, makes random numbers, or runs under its own autocast.
+A graph is what ``forward`` did when it was traced. What it read of its modules is remembered (:mod:`.reading`), and
+:meth:`Graph.same` says whether all of that is as it was. A ``forward`` that does more than compute with its inputs is
+not traced: one that changes attributes, reads global variables that may change, makes random numbers, computes numbers
+from tensors of its own, or runs under its own autocast.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 import operator
 import random
-import time
-import types
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 
 from .folding import ACTIVATIONS, FUNCTIONS, NORMS, Fold, observed
-
-_BASIC = frozenset(nn.Module().__dict__) | {"_fastconv"}
-"""The attributes that every module has, and ours."""
+from .reading import NotTraced, Seen, Variables
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -42,16 +41,31 @@ def is_convolution(module: nn.Module) -> bool:
     return getattr(type(module), "folds", False)
 
 
-def own_class(module: nn.Module) -> Any:
-    """The class that a module had before it was converted."""
-    return getattr(type(module), "fastconv_base", type(module))
-
-
-class NotTraced(Exception):
-    """The reason why a module has no graph."""
-
-
 # ------------------------------------------------------------------------------------------------------------ tracing
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    """``operator.iadd`` and so on: torch.fx would take ``x += y`` for ``x = x + y``."""
+    change = getattr(operator, name)
+
+    def function(a: Any, b: Any) -> Any:
+        return change(a, b)
+
+    function.__name__ = function.__qualname__ = name
+    return function
+
+
+_IN_PLACE = {
+    name: _in_place(name)
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+}
+
+
+def _recorded(function: Callable[..., Any]) -> Any:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
+
+
+_Proxy: Any = type("_Proxy", (fx.Proxy,), {f"__{name}__": _recorded(f) for name, f in _IN_PLACE.items()})
 
 
 class _Tracer(fx.Tracer):
@@ -59,7 +73,23 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.inlined = inlined
         self.proxy_buffer_attributes = True
-        self.state = _state()
+        self.state = state()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """torch.fx stands in for every module's call: also for those of other threads, which trace nothing."""
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        result: fx.Proxy = _Proxy(node, self)
+        return result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m not in self.inlined
@@ -71,7 +101,7 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in needed)]
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _state() != self.state:
+        if state() != self.state:
             raise NotTraced("it changes autocast or the gradient mode")
         return super().create_node(*args, **kwargs)
 
@@ -81,8 +111,39 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-def _state() -> tuple[Any, ...]:
+def state() -> tuple[Any, ...]:
+    """The modes on which a ``forward`` may depend."""
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, ("cpu", "cuda"))
+
+
+class _NothingElse(TorchFunctionMode):
+    """Refuses functions of tensors that do not come from the inputs: their results would stay as they are now."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name not in _ASKS and not any(issubclass(t, fx.Proxy) for t in types):
+            raise NotTraced(f"it computes {name} of no input")
+        return func(*args, **(kwargs or {}))
+
+
+_ASKS = {"__get__", "size", "dim", "ndimension", "numel", "is_floating_point", "__len__", "__hash__", "__eq__"}
+"""What tells nothing of a tensor's elements."""
+
+
+@contextmanager
+def _no_random_numbers() -> Iterator[None]:
+    before = random.getstate(), _numpy_state()
+    yield
+    after = random.getstate(), _numpy_state()
+    if after != before:
+        random.setstate(before[0])
+        raise NotTraced("it makes random numbers")
+
+
+def _numpy_state() -> Any:
+    state: Any = np.random.get_state()  # noqa: NPY002  # the generator that all code shares
+    _, keys, position, *gauss = state
+    return bytes(keys), position, gauss
 
 
 @contextmanager
@@ -98,12 +159,16 @@ def _watched(root: nn.Module) -> Iterator[None]:
         yield
     finally:
         for m, d in before.items():
-            after = {**m.__dict__, "training": d["training"]}
-            changed += [name for name in {**d, **after} if d.get(name) is not after.get(name)]
-            m.__dict__.clear()
-            m.__dict__.update(d)
+            m.__dict__["training"] = d["training"]
+            names = [name for name in {**d, **m.__dict__} if d.get(name) is not m.__dict__.get(name)]
+            changed += names
+            for name in names:
+                if name in d:
+                    m.__dict__[name] = d[name]
+                else:
+                    del m.__dict__[name]
             for name, kept in contents[m].items():
-                if not _same(kept, d[name]):
+                if kept != d[name] if isinstance(kept, set) else not _same_items(kept, d[name]):
                     changed.append(name)
                     d[name].clear()
                     (d[name].extend if isinstance(kept, list) else d[name].update)(kept)
@@ -111,67 +176,11 @@ def _watched(root: nn.Module) -> Iterator[None]:
         raise NotTraced(f"it changes self.{changed[0]}")
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same_items(a: Any, b: Any) -> bool:
     pairs: list[Any] = [(a.keys(), b.keys()), (a.values(), b.values())] if isinstance(a, dict) else [(a, b)]
     return len(a) == len(b) and all(
         x is y or (isinstance(x, str) and x == y) for p, q in pairs for x, y in zip(p, q, strict=True)
     )
-
-
-_CONSTANT = (int, float, str, bool, types.NoneType, torch.dtype)
-_HARMLESS = (types.ModuleType, type, logging.Logger)
-
-
-def _variables(forward: Any) -> list[tuple[Any, str, Any]]:
-    """The global constants that a function reads: where they are, their names, their values."""
-    function = inspect.unwrap(forward)
-    if not isinstance(function, types.FunctionType):
-        return []
-    read = inspect.getclosurevars(function)
-    for name, value in {**read.globals, **read.nonlocals, **read.builtins}.items():
-        if value in (random, time) if isinstance(value, types.ModuleType) else value is print:
-            raise NotTraced(f"it uses {name}")
-        if not (isinstance(value, (*_CONSTANT, *_HARMLESS)) or callable(value)):
-            raise NotTraced(f"it reads the variable {name}")
-    return [(function.__globals__, n, v) for n, v in read.globals.items() if isinstance(v, _CONSTANT)]
-
-
-def _names(d: dict[str, Any]) -> int:
-    return len(d) - ("_fastconv" in d)
-
-
-class _Seen:
-    """A module as it was when it was traced."""
-
-    def __init__(self, module: nn.Module) -> None:
-        d = module.__dict__
-        self.module, self.kind, self.names, self.children = module, own_class(module), _names(d), dict(d["_modules"])
-        self.forward: Any = self.kind.forward
-        self.variables = _variables(self.forward)
-        self.own = {n: v for n, v in d.items() if n not in _BASIC}
-        self.contents = {n: v.copy() for n, v in self.own.items() if isinstance(v, (list, dict, set))}
-        self.missing = self._missing()
-
-    def _missing(self) -> list[str]:
-        d = self.module.__dict__
-        if not d["_parameters"] and not d["_buffers"]:
-            return []
-        return [name for part in (d["_parameters"], d["_buffers"]) for name, t in part.items() if t is None]
-
-    def same(self) -> bool:
-        """Whether all that a trace may have read is still so."""
-        m, d = self.module, self.module.__dict__
-        if own_class(m) is not self.kind or self.kind.forward is not self.forward or _names(d) != self.names:
-            return False
-        if d["_modules"] != self.children or self._missing() != self.missing:
-            return False
-        for name, value in self.own.items():
-            if name not in d or d[name] is not value:
-                return False
-        for name, kept in self.contents.items():
-            if not _same(kept, d[name]):
-                return False
-        return not self.variables or all(names.get(n) is v for names, n, v in self.variables)
 
 
 class Graph:
@@ -184,7 +193,7 @@ class Graph:
             raise NotTraced("it is not its class's")
         tracer = _Tracer({m for m in inlined if not observed(m)})
         try:
-            with _watched(module):
+            with _watched(module), _no_random_numbers(), _NothingElse():
                 graph = tracer.trace(module)
         except NotTraced:
             raise
@@ -193,14 +202,18 @@ class Graph:
         self.folds = _fold_all(graph, dict(module.named_modules(remove_duplicate=False)))
         self.arity = sum(node.op == "placeholder" for node in graph.nodes)
         used = [module, *(m for m in module.modules() if m is not module and m in tracer.inlined)]
-        self.seen = [_Seen(m) for m in used]
+        self.module = module
+        self.variables = Variables()
+        for m in used:
+            self.variables.add(m)
+        self.seen = [Seen(m) for m in used]
         self.inlined = used[1:]
         code = graph.python_code("self")
         names = dict(code.globals)
         exec(code.src, names)
         self.run: Callable[..., Any] = names["forward"]
-        self.checked = False
-        """Whether a call has shown that the result is the module's own."""
+        self.checked: set[Any] = set()
+        """The kinds of calls of which one has shown that the result is the module's own."""
 
     def unobserved(self) -> bool:
         """Whether no module of the graph trains or is watched."""
@@ -208,16 +221,12 @@ class Graph:
 
     def same(self) -> bool:
         """Whether the modules are as they were."""
-        return all(seen.same() for seen in self.seen)
+        return all(seen.same() for seen in self.seen) and self.variables.same()
 
 
 # -------------------------------------------------------------------------------------------------------------- folds
 
-_SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_IN_PLACE = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
-    operator.setitem,
-}  # fmt: skip
+_SUMS = {operator.add, _IN_PLACE["iadd"], torch.add, "add", "add_"}
 
 
 def _fold_all(graph: fx.Graph, modules: dict[Any, nn.Module]) -> list[Fold]:
@@ -280,6 +289,8 @@ def _other(node: Any, summand: fx.Node) -> Any:
     if node is None or node.op == "call_module" or node.target not in _SUMS or node.kwargs or len(node.args) != 2:
         return None
     a, b = node.args
+    if node.target in (_IN_PLACE["iadd"], "add_") and a is not summand:
+        return None  # others may see that the residual changes
     other = b if a is summand else a
     return other if isinstance(other, fx.Node) and other is not summand else None
 
@@ -311,7 +322,12 @@ def _changes_between(start: fx.Node, end: fx.Node, modules: dict[Any, nn.Module]
                 return True
         elif node.op in ("call_function", "call_method"):
             name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
-            if node.target in _IN_PLACE or name.endswith("_") or "inplace" in node.kwargs or "out" in node.kwargs:
+            if (
+                node.target in _IN_PLACE.values()
+                or name.endswith("_")
+                or "inplace" in node.kwargs
+                or "out" in node.kwargs
+            ):
                 return True
         node = node.next
     return False
