@@ -18,6 +18,7 @@ from fastconv.backends.onnx import passes  # noqa: E402
 from fastconv.backends.onnx.executor import PROGRAMS, Executor  # noqa: E402
 from fastconv.backends.onnx.graph import build  # noqa: E402
 from fastconv.backends.onnx.memory import Life, offsets  # noqa: E402
+from fastconv.plan import ConvPlan  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 random = np.random.default_rng(0)
@@ -126,20 +127,11 @@ def test_plans_of_several_shapes_share_packed_weights() -> None:
 
 
 def _plans(executor: Executor) -> list[Any]:
-    """The plans that the programs hold, found by what refers to them."""
-    import gc
-
-    from fastconv.plan import ConvPlan
-
-    mine = {id(w) for program in executor._region.programs.values() for w in program.known.values()}
-    assert mine
-    return [o for o in gc.get_objects() if isinstance(o, ConvPlan) and o in set(_held(executor))]
-
-
-def _held(executor: Executor) -> list[Any]:
+    """The plans whose methods the steps of the programs call."""
     steps = [s for program in executor._region.programs.values() for s in program.steps]
     cells = [c.cell_contents for s in steps for c in (getattr(s.run, "func", s.run).__closure__ or ())]
-    return [getattr(c, "__self__", None) for c in cells]
+    owners = [getattr(c, "__self__", None) for c in cells]
+    return [o for o in owners if isinstance(o, ConvPlan)]
 
 
 def test_memory_is_reused_and_nothing_stale_is_read() -> None:
