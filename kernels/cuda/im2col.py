@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from .launch import (
     Strides,
     activation_id,
     beside,
+    both_directions,
     contiguous,
     elements,
     grid,
@@ -254,7 +255,7 @@ def _plan(
 
 
 def _run(
-    direction: str, quads: bool, geometry: ConvGeometry, x: Any, w: Any, bias: Any, residual: Any, out: Any,
+    quads: bool, direction: str, geometry: ConvGeometry, x: Any, w: Any, bias: Any, residual: Any, out: Any,
     activation: str | None, packed: Any, workspace: Any,
 ) -> None:  # fmt: skip
     if not out.size:
@@ -275,7 +276,7 @@ def _run(
         w = w if packed is not None else readable(w)
         copies = readable(x), w, contiguous(bias), None if residual is None else readable(residual)
         with writable(out) as target:
-            _run(direction, quads, geometry, *copies, target, activation, packed, workspace)
+            _run(quads, direction, geometry, *copies, target, activation, packed, workspace)
         return
     if packed is None:
         _pack(plan.packs, weights, scratch)
@@ -325,19 +326,7 @@ class EntryPoints(NamedTuple):
 def entry_points(*, quads: bool) -> EntryPoints:
     """The contract's functions; ``quads`` lets 1x1 kernels read four positions at once."""
 
-    def forward(
-        geometry: ConvGeometry, x: Any, w: Any, bias: Any, residual: Any, out: Any, *, activation: str | None = None,
-        packed: Any = None, workspace: Any = None, threads: int = 1,
-    ) -> None:  # fmt: skip
-        """``out = activation(conv(x, w) + bias + residual)``."""
-        _run("forward", quads, geometry, x, w, bias, residual, out, activation, packed, workspace)
-
-    def grad_input(
-        geometry: ConvGeometry, dy: Any, w: Any, bias: Any, residual: Any, out: Any, *, activation: str | None = None,
-        packed: Any = None, workspace: Any = None, threads: int = 1,
-    ) -> None:  # fmt: skip
-        """``out = activation(gradient of the input + bias + residual)``: also the transposed convolution."""
-        _run("grad_input", quads, geometry, dy, w, bias, residual, out, activation, packed, workspace)
+    forward, grad_input = both_directions(partial(_run, quads))
 
     def pack_forward(geometry: ConvGeometry, w: Any) -> Any:
         """Weights packed for ``forward``."""

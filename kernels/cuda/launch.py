@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,17 @@ from .module import MAX_GRID, Driver, Struct, driver
 
 Strides = tuple[int, ...]
 
+WINDOW = [
+    ("input", np.int32, 3),
+    ("output", np.int32, 3),
+    ("kernel", np.int32, 3),
+    ("stride", np.int32, 3),
+    ("dilation", np.int32, 3),
+    ("padding", np.int32, 3),
+    ("padding_after", np.int32, 3),
+]
+"""The fields that convolutions and poolings share."""
+
 CONV = np.dtype(
     [
         ("batch", np.int32),
@@ -26,13 +38,7 @@ CONV = np.dtype(
         ("outputs", np.int32),
         ("mode", np.int32),
         ("activation", np.int32),
-        ("input", np.int32, 3),
-        ("output", np.int32, 3),
-        ("kernel", np.int32, 3),
-        ("stride", np.int32, 3),
-        ("dilation", np.int32, 3),
-        ("padding", np.int32, 3),
-        ("padding_after", np.int32, 3),
+        *WINDOW,
         ("x", np.int64, 5),
         ("w", np.int64, 5),
         ("y", np.int64, 5),
@@ -46,6 +52,26 @@ ELEMENTS = {"float32": "float", "float64": "double", "float16": "float16", "bflo
 """The names that the CUDA sources have for dtypes."""
 
 NULL = np.uint64(0)
+
+
+def both_directions(run: Callable[..., None]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """``forward`` and ``grad_input`` of the kernel contract, for a ``run`` that is told the direction first."""
+
+    def forward(
+        geometry: ConvGeometry, x: Any, w: Any, bias: Any, residual: Any, out: Any, *, activation: str | None = None,
+        packed: Any = None, workspace: Any = None, threads: int = 1,
+    ) -> None:  # fmt: skip
+        """``out = activation(conv(x, w) + bias + residual)``."""
+        run("forward", geometry, x, w, bias, residual, out, activation, packed, workspace)
+
+    def grad_input(
+        geometry: ConvGeometry, dy: Any, w: Any, bias: Any, residual: Any, out: Any, *, activation: str | None = None,
+        packed: Any = None, workspace: Any = None, threads: int = 1,
+    ) -> None:  # fmt: skip
+        """``out = activation(gradient of the input + bias + residual)``: also the transposed convolution."""
+        run("grad_input", geometry, dy, w, bias, residual, out, activation, packed, workspace)
+
+    return forward, grad_input
 
 
 def conv_struct(

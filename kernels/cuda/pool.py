@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import PoolGeometry
-from .launch import ELEMENTS, NULL, Strides, elements, index_type, readable, whole, writable
+from .launch import ELEMENTS, NULL, WINDOW, Strides, elements, index_type, readable, whole, writable
 from .module import Defines, Grid, Instance, Struct, driver
 from .tiles import DIVISOR, blocks, divisor, is_channels_last, rows_of_fours, tiles
 
@@ -43,13 +43,7 @@ POOL = np.dtype(
         ("batch", np.int32),
         ("channels", np.int32),
         ("adaptive", np.int32),
-        ("input", np.int32, 3),
-        ("output", np.int32, 3),
-        ("kernel", np.int32, 3),
-        ("stride", np.int32, 3),
-        ("dilation", np.int32, 3),
-        ("padding", np.int32, 3),
-        ("padding_after", np.int32, 3),
+        *WINDOW,
         ("by", DIVISOR, 3),
         ("include_padding", np.int32),
         ("sign", np.int32),

@@ -15,7 +15,7 @@ import numpy as np
 from ..geometry import ConvGeometry
 from . import gemm
 from .gemm_tiles import DEPTH, LARGE, NARROW, Tile, choose
-from .launch import grid
+from .launch import both_directions, grid
 from .module import AMPERE, Grid, Instance, driver
 from .winograd_weights import (
     BLOCK_OUTPUTS,
@@ -194,21 +194,4 @@ def _run(call: Call) -> None:
         to_y(y_grid, y_block, arguments, 0)
 
 
-def _correlate(direction: str, *arguments: Any) -> None:
-    correlate(_run, PACKING, direction, *arguments)
-
-
-def forward(
-    geometry: ConvGeometry, x: Any, w: Any, bias: Any, residual: Any, out: Any, *, activation: str | None = None,
-    packed: Any = None, workspace: Any = None, threads: int = 1,
-) -> None:  # fmt: skip
-    """``out = activation(conv(x, w) + bias + residual)``."""
-    _correlate("forward", geometry, x, w, bias, residual, out, activation, packed, workspace)
-
-
-def grad_input(
-    geometry: ConvGeometry, dy: Any, w: Any, bias: Any, residual: Any, out: Any, *, activation: str | None = None,
-    packed: Any = None, workspace: Any = None, threads: int = 1,
-) -> None:  # fmt: skip
-    """``out = activation(gradient of the input + bias + residual)``: also the transposed convolution."""
-    _correlate("grad_input", geometry, dy, w, bias, residual, out, activation, packed, workspace)
+forward, grad_input = both_directions(partial(correlate, _run, PACKING))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 
 from ..geometry import ConvGeometry
-from .launch import grid
+from .launch import both_directions, grid
 from .module import AMPERE, Instance
 from .winograd_weights import (
     BLOCK_OUTPUTS,
@@ -78,24 +77,7 @@ def _run(call: Call) -> None:
     )
 
 
-def _correlate(direction: str, *arguments: Any) -> None:
-    correlate(_run, PACKING, direction, *arguments)
-
-
-def forward(
-    geometry: ConvGeometry, x: Any, w: Any, bias: Any, residual: Any, out: Any, *, activation: str | None = None,
-    packed: Any = None, workspace: Any = None, threads: int = 1,
-) -> None:  # fmt: skip
-    """``out = activation(conv(x, w) + bias + residual)``."""
-    _correlate("forward", geometry, x, w, bias, residual, out, activation, packed, workspace)
-
-
-def grad_input(
-    geometry: ConvGeometry, dy: Any, w: Any, bias: Any, residual: Any, out: Any, *, activation: str | None = None,
-    packed: Any = None, workspace: Any = None, threads: int = 1,
-) -> None:  # fmt: skip
-    """``out = activation(gradient of the input + bias + residual)``: also the transposed convolution."""
-    _correlate("grad_input", geometry, dy, w, bias, residual, out, activation, packed, workspace)
+forward, grad_input = both_directions(partial(correlate, _run, PACKING))
 
 
 def _workspace(direction: str, geometry: ConvGeometry, itemsize: int, threads: int) -> int:

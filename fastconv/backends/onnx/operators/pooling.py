@@ -41,15 +41,13 @@ def _pool(call: Call, kind: str, used: Window, options: dict[str, Any]) -> Task:
     choice = select(problem, op=op)
     kernel = partial(resolve(choice.row.target), problem.geometry, threads=get_num_threads())
     picks = (None,) if kind == "MaxPool" else ()  # no indices
+    # ONNX's norm is of magnitudes; fastconv's, as PyTorch's, of the elements, which differ where p is odd
+    of_magnitudes = kind == "LpPool" and sizes["norm_type"] % 2 == 1
 
-    def run(x: Array, out: Array) -> None:
-        kernel(x, *picks, out)
+    def pool(x: Array, out: Array) -> None:
+        kernel(np.abs(x) if of_magnitudes else x, *picks, out)
 
-    if kind == "LpPool" and sizes["norm_type"] % 2:
-        # ONNX's norm is of magnitudes; fastconv's, as PyTorch's, of the elements, which differ where p is odd
-        run = lambda x, out: kernel(np.abs(x), out)  # noqa: E731
-    elif _narrow(kind, call.spec()):
-        run = _widened(run)
+    run = _widened(pool) if _narrow(kind, call.spec()) else pool
     nbytes = made.nbytes + x.nbytes
     return Task(
         (made,), None, (0,), orders="own", prepare=lambda orders: run,
