@@ -1,8 +1,9 @@
 """A matrix product whose right operand is too large for the cache: panels that are prefetched one ahead.
 
-    C[i][:] = sum over k < length of  a[k // lanes * block + i * lanes + k % lanes] * b[k][:]
+    C[i, j] = sum over k < length of  a[i, k] * b[k, j]
 
-    a: [k // lanes][row][k % lanes], blocks ``block`` apart               b: one panel, [k][COLUMNS]
+    a: [k // lanes][row][k % lanes], blocks ``a_block`` apart                 b: one panel, [k][COLUMNS]
+    C: [j // lanes][row][j % lanes], blocks ``c_block`` apart
 
 A tile's rows of ``a`` are neighbours, a vector each: one pointer reaches them all. (With a pointer a row, x86 has too
 few registers: 7 of 14 were loaded from the stack at every step of k, 73 instructions for 28 products instead of 57.)
@@ -48,24 +49,24 @@ LOW_ROWS = MIDDLE_ROWS // 2
 
 
 def _make_panel_tile(height: int, second: bool = True) -> Any:
-    """An intrinsic ``(length, a, block, b, c, ldc, ahead, ahead_step, far, far_step)``: ``height`` rows of C.
+    """An intrinsic ``(length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step)``: ``height`` rows of C.
 
     ``second`` says whether it prefetches ``far``, too.
     """
 
     @intrinsic
     def panel_tile(
-        typingctx: Any, length: Any, a: Any, block: Any, b: Any, c: Any, ldc: Any, ahead: Any, ahead_step: Any,
+        typingctx: Any, length: Any, a: Any, a_block: Any, b: Any, c: Any, c_block: Any, ahead: Any, ahead_step: Any,
         far: Any, far_step: Any,
     ) -> Any:  # fmt: skip
         i64 = types.int64
         signature = types.void(i64, a, i64, b, c, i64, ahead, i64, ahead, i64)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            length, a, block, b, c, ldc, ahead, ahead_step, far, far_step = args
+            length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step = args
             v = _Vectors(builder, sig.args[1])
             width = TILE_VECTORS
-            jump = builder.sub(block, _int(v.lanes))
+            jump = builder.sub(a_block, _int(v.lanes))
             entry = builder.block
             loop, end = (builder.append_basic_block(name) for name in ("k", "end"))
             builder.branch(loop)
@@ -92,7 +93,7 @@ def _make_panel_tile(height: int, second: bool = True) -> Any:
             builder.position_at_end(end)
             for i in range(height):
                 for j in range(width):
-                    v.store(new[i * width + j], c, builder.add(builder.mul(ldc, _int(i)), _int(j * v.lanes)))
+                    v.store(new[i * width + j], c, builder.add(builder.mul(c_block, _int(j)), _int(i * v.lanes)))
             return context.get_dummy_value()
 
         return signature, codegen
@@ -107,7 +108,7 @@ _low = _make_panel_tile(LOW_ROWS)
 
 
 @jit(inline=True)
-def multiply_panel(height, length, a, block, b, c, ldc, ahead, aimed, kind):
+def multiply_panel(height, length, a, a_block, b, c, c_block, ahead, aimed, kind):
     """The product for ``height`` rows; C and ``a`` must reach ``TILE_ROWS`` further.
 
     ``ahead`` is the next panel; ``aimed`` says what else to prefetch (see ``aim``).
@@ -119,18 +120,18 @@ def multiply_panel(height, length, a, block, b, c, ldc, ahead, aimed, kind):
     i, place, pieces, far_step, far_jump = 0, load(aimed, 0), load(aimed, 1), load(aimed, 2), load(aimed, 3)
     while i < height:
         left = height - i
-        r, to = shift(a, i * lanes), shift(c, i * ldc)
+        r, to = shift(a, i * lanes), shift(c, i * lanes)
         if left <= LOW_ROWS:
-            _low(length, r, block, b, to, ldc, ahead, step, pointer(place, kind), far_step)
+            _low(length, r, a_block, b, to, c_block, ahead, step, pointer(place, kind), far_step)
             i += LOW_ROWS
         elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS or MIDDLE_ROWS < left <= MIDDLE_ROWS + LOW_ROWS < TILE_ROWS:
-            _middle(length, r, block, b, to, ldc, ahead, step, pointer(place, kind), far_step)
+            _middle(length, r, a_block, b, to, c_block, ahead, step, pointer(place, kind), far_step)
             i += MIDDLE_ROWS
         elif pieces > 0:
-            _high(length, r, block, b, to, ldc, ahead, step, pointer(place, kind), far_step)
+            _high(length, r, a_block, b, to, c_block, ahead, step, pointer(place, kind), far_step)
             i += TILE_ROWS
         else:
-            _plain(length, r, block, b, to, ldc, ahead, step, pointer(place, kind), far_step)
+            _plain(length, r, a_block, b, to, c_block, ahead, step, pointer(place, kind), far_step)
             i += TILE_ROWS
         ahead = shift(ahead, length * step)
         if pieces > 0:

@@ -11,7 +11,7 @@ The n² elements ξ of a transformed tile never meet each other, so the sum over
             transform every tile                                   slab -> V[ξ]  | m = 4 |   |   tiles overlap
         for ``k_group`` tile columns of output channels at a time                |       |   |   by r - 1 inputs
             for each ξ, for each column                                          +-------+   |
-                M[ξ][tile][k] = sum over c of V[ξ][tile][c] U[ξ][c][k]           |           |
+                M[ξ][k][tile] = sum over c of V[ξ][tile][c] U[ξ][c][k]           |           |
             for each vector of output channels                                   +-----------+
                 transform every tile, bias, relu                   M[ξ] -> rows
                 transpose to the output's order; other epilogues   rows -> out
@@ -109,7 +109,7 @@ class Layout(NamedTuple):
     slab_columns: int
     v_block: int
     v_xi: int
-    m_tile: int
+    m_block: int
     m_xi: int
     fetch_input: int  # not 0: while one block is multiplied, the next one's input is prefetched
     itemsize: int
@@ -203,7 +203,7 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
         if g.activation == RELU6:
             store(limits, 1, 6.0)
     in_place = fused and g.out_c == 1 and channels == lanes
-    store(t, 2, g.m_tile)
+    store(t, 2, lanes)
     store(t, 3, g.m_xi)
     store(t, 5, g.tile_w * (g.out_w if in_place else lanes))
     store(t, 7, g.out_w if in_place else lanes)
@@ -218,7 +218,7 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
         width = min(count * g.tile_w, g.out_width - j * g.tile_w)
         y = n * g.out_n + i * g.tile_h * g.out_h + j * g.tile_w * g.out_w
         store(t, 0, count)
-        store(t, 1, m + (f - start) * g.m_tile * size)
+        store(t, 1, m + (f - start) * lanes * size)
         store(t, 4, g.out + (y + channel) * size if in_place else rows)
         store(t, 6, g.out_h if in_place else width * lanes)
         store(t, 8, height)
@@ -338,15 +338,15 @@ def forward_range(t, threads, table, chunk, kind):
                     aim_at_output(g, far, start, end, first, outputs)
                 a = pointer(v + xi * g.v_xi * g.itemsize, kind)
                 b = shift(weights, panel_at(g, group, kb, xi, width))
-                c = pointer(m + (xi * g.m_xi + (kb - k) * width) * g.itemsize, kind)
+                c = pointer(m + (xi * g.m_xi + (kb - k) * 2 * g.m_block) * g.itemsize, kind)
                 after = panel_at(g, group, kb + 1, xi, width)
                 if kb + 1 == k_end:
                     after = panel_at(g, group, k, xi + 1, width)
                     if xi + 1 == g.products:
                         after = panel_at(g, group, k_end % g.k_blocks, 0, width)
-                multiply_panel(count, g.group_inputs, a, g.v_block, b, c, g.m_tile, shift(weights, after), far, kind)
+                multiply_panel(count, g.group_inputs, a, g.v_block, b, c, g.m_block, shift(weights, after), far, kind)
             for i in range(0, outputs, lanes):
-                source, channels = m + i * g.itemsize, min(lanes, outputs - i)
+                source, channels = m + i // lanes * g.m_block * g.itemsize, min(lanes, outputs - i)
                 write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first + i, channels)
 
 
@@ -372,7 +372,7 @@ def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[t
         f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products,
         c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         p.tile_rows, p.tile_columns, p.strip, p.blocks,
-        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_block, p.v_xi, p.m_tile, p.m_xi, p.fetch_input, itemsize,
+        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, itemsize,
     )  # fmt: skip
     return fixed, (source_h, segments)
 
