@@ -711,16 +711,6 @@ def store(typingctx: Any, pointer: Any, offset: Any, value: Any) -> Any:
 
 
 @intrinsic
-def as_bits(typingctx: Any, value: Any) -> Any:
-    """The bits of a float64 as an int64."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], I64)
-
-    return types.int64(types.float64), codegen
-
-
-@intrinsic
 def from_bits(typingctx: Any, bits: Any) -> Any:
     """The float64 with the bits of an int64."""
 
