@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arguments import freeze, mismatch, normalize_layout, shape_of
 from .arrays import (
     channels_first,
     check_out,
@@ -42,16 +43,7 @@ from .dispatch import (
 )
 from .kernels.geometry import PoolGeometry, Sizes
 from .pooled import ready_calls, ready_pool
-from .problem import (
-    ConvProblem,
-    PoolProblem,
-    conv_problem,
-    conv_transpose_problem,
-    freeze,
-    mismatch,
-    normalize_layout,
-    shape_of,
-)
+from .problem import ConvProblem, PoolProblem, conv_problem, conv_transpose_problem
 from .registry import resolve
 
 
@@ -181,12 +173,14 @@ class Kind(NamedTuple):
         self, lay: Layout, algorithm: str, x_shape: Sizes, w_shape: Sizes, like: Any, parameters: dict[str, Any]
     ) -> Settled:
         """The forward problem and its kernel, from the cache where a cache can tell the parameters apart."""
+        exact = type(algorithm) is str
         for name, value in parameters.items():
             if type(value) not in _SCALARS:
                 parameters[name] = value = freeze(value)
-                if not _exact(value):
-                    problem = self.problem(lay, x_shape, w_shape, like, {"direction": self.forward, **parameters})
-                    return Settled(problem, select(problem, algorithm, lay.op))
+                exact = exact and _exact(value)
+        if not exact:
+            problem = self.problem(lay, x_shape, w_shape, like, {"direction": self.forward, **parameters})
+            return Settled(problem, select(problem, algorithm, lay.op))
         return settle(
             self.builder, lay.op, algorithm, lay.rank, x_shape, w_shape, dtype=dtype_name(like.dtype),
             layout=lay.name, device=device_of(like), direction=self.forward, **parameters,
@@ -248,7 +242,7 @@ def conv(
         where = _where(x, *others)
         if where is not None:
             shapes = tuple(y.shape for y in others)
-            key = _key(op, threads, kind, x, layout, (algorithm, where), shapes, parameters)
+            key = _key(op, threads, kind, x, (layout, algorithm, where, *shapes), parameters)
             ready = ready_calls.get(key)
             if ready is not None:
                 return ready(x, w, bias, out)
@@ -340,7 +334,7 @@ def pool(
     threads = default_threads()
     key = None
     if threads and type(x) is np.ndarray:
-        key = _key(op, threads, builder, x, layout, indices, arguments, parameters)
+        key = _key(op, threads, builder, x, (layout, indices, *arguments), parameters)
         ready = ready_calls.get(key)
         if ready is not None:
             result = ready(x, out)
@@ -372,9 +366,7 @@ def pool(
     return output.result(), None if positions is None else lay.back(positions), problem
 
 
-def _key(
-    op: str, threads: int, builder: Any, x: Any, layout: Any, option: Any, arguments: Any, parameters: dict[str, Any]
-) -> Any:
+def _key(op: str, threads: int, builder: Any, x: Any, arguments: tuple[Any, ...], parameters: dict[str, Any]) -> Any:
     """What a call depends on besides its arrays' elements; None where a dictionary cannot tell it apart.
 
     Equal numbers of different types (1, True, 1.0) are different arguments: some of them are errors.
@@ -387,7 +379,7 @@ def _key(
                 continue
             if type(value) not in _SCALARS and (type(value) is not tuple or not _exact(value)):
                 return None
-    return (op, threads, builder, x.shape, x.dtype, layout, option, values, *parameters, *types)
+    return (op, threads, builder, x.shape, x.dtype, values, *parameters, *types)
 
 
 def pool_gradient(problem: PoolProblem, *arrays: Any, like: Any, batched: bool) -> Any:

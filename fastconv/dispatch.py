@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import measurements
+from .arguments import check_choice, flag
 from .arrays import on_device
 from .autograd import array_module
 from .kernels.geometry import hashed_once
@@ -37,6 +38,7 @@ DEFAULT_MAX_ERROR = 200.0
 PRECISIONS = ("ieee", "tf32", "emulated")
 KEPT_WORKSPACE = 64 << 20
 CACHED_CHOICES = 4096
+MOST_THREADS = 1024
 
 
 class SlowPathWarning(UserWarning):
@@ -96,7 +98,7 @@ def options(
     workspace_limit : most bytes of scratch memory a kernel may use.
     deterministic : only kernels that give the same bits on every run.
     precision : ``"ieee"``, or ``"tf32"`` / ``"emulated"`` to also allow such kernels on GPUs that have them.
-    num_threads : CPU threads a call may use, at least 1.
+    num_threads : CPU threads a call may use, 1 to 1024.
 
     Raises
     ------
@@ -126,14 +128,14 @@ def _check_options(o: Options) -> None:
         raise ValueError(f"options: max_error must be positive, got {o.max_error!r}")
     if o.workspace_limit is not None and not o.workspace_limit >= 0:
         raise ValueError(f"options: workspace_limit must be >= 0 bytes, got {o.workspace_limit!r}")
-    if o.precision not in PRECISIONS:
-        raise ValueError(f"options: precision must be one of {', '.join(map(repr, PRECISIONS))}, got {o.precision!r}")
+    check_choice("options", "precision", o.precision, PRECISIONS)
+    flag("options", "deterministic", o.deterministic)
     if o.num_threads is not None:
         _check_threads("options", o.num_threads)
 
 
 def _check_algorithm(op: str, algorithm: Any) -> None:
-    if algorithm != "auto" and algorithm not in families():
+    if not isinstance(algorithm, str) or algorithm not in ("auto", *families()):
         raise ValueError(
             f"{op}: algorithm must be 'auto' or one of {', '.join(map(repr, families()))}; got {algorithm!r}"
         )
@@ -142,8 +144,8 @@ def _check_algorithm(op: str, algorithm: Any) -> None:
 def _check_threads(op: str, n: Any) -> None:
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
         raise TypeError(f"{op}: num_threads must be an integer, got {n!r}")
-    if n < 1:
-        raise ValueError(f"{op}: num_threads must be >= 1, got {n}")
+    if not 1 <= n <= MOST_THREADS:
+        raise ValueError(f"{op}: num_threads must be between 1 and {MOST_THREADS}, got {n}")
 
 
 def set_num_threads(n: int) -> None:
@@ -184,7 +186,7 @@ def default_threads() -> int:
 def _default_threads() -> int:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return max(1, min(cpus, int(wanted))) if wanted.isdigit() else cpus
+    return max(1, min(cpus, int(wanted))) if wanted.isdecimal() else cpus
 
 
 # -------------------------------------------------------------------------------------------------------- choosing
@@ -325,7 +327,7 @@ def select(problem: Problem, algorithm: str = "auto", op: str = "", *, warn: boo
     ``op`` is the function's public name, for errors.
     """
     chosen = _current.options
-    if algorithm != "auto":
+    if type(algorithm) is not str or algorithm != "auto":
         _check_algorithm(op or problem.op, algorithm)
         chosen = replace(chosen, algorithm=algorithm)
     threads = get_num_threads()

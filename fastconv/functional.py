@@ -11,18 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from . import autograd, call
+from .arguments import IntOrSequence, Padding, check_choice, flag
 from .arrays import intake, same_kind
 from .autograd import Tensor, defvjp, is_grad_enabled, primitive
 from .kernels import ACTIVATIONS
-from .problem import (
-    IntOrSequence,
-    Padding,
-    PoolProblem,
-    adaptive_pool_problem,
-    check_choice,
-    pool_problem,
-    unpool_problem,
-)
+from .problem import PoolProblem, adaptive_pool_problem, pool_problem, unpool_problem
 from .ranks import per_rank
 
 INT32_MAX = 2**31 - 1
@@ -264,6 +257,7 @@ def _pick_pool(
     out: Any = None, **parameters: Any,
 ) -> Any:  # fmt: skip
     """Maximum or minimum pooling picks elements; the gradient needs their positions, compact unless asked for."""
+    return_indices = flag(op, "return_indices", return_indices)
     recording = isinstance(x, Tensor) and _records(x)
     if recording:
         _no_out(op, out)

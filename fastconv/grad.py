@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import call
-from .problem import IntOrSequence, Padding, adaptive_pool_problem, pool_problem
+from .arguments import IntOrSequence, Padding
+from .problem import adaptive_pool_problem, pool_problem
 from .ranks import per_rank
 
 

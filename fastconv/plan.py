@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import call
+from .arguments import IntOrSequence, Padding, flag
 from .arrays import as_dtype, device_of, empty, float_dtype, intake, on_device, same_kind, span
 from .autograd import Tensor, array_module, is_grad_enabled
 from .dispatch import (
@@ -35,7 +36,7 @@ from .dispatch import (
     select,
 )
 from .kernels.geometry import Sizes
-from .problem import ConvProblem, IntOrSequence, Padding, conv_problem, conv_transpose_problem
+from .problem import ConvProblem, conv_problem, conv_transpose_problem
 from .ranks import per_rank
 from .registry import resolve
 
@@ -279,7 +280,7 @@ def plan_conv(
     return _plan(
         op, rank, conv_problem, x_shape, w, bias, dtype, layout, algorithm, stride=stride,
         padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode, activation=activation,
-        residual_shape=True if residual else None,
+        residual_shape=True if flag(op, "residual", residual) else None,
     )  # fmt: skip
 
 

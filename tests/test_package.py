@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("autograd.*",),
     ("_version", "extras", "ranks", "kernels", "kernels.geometry", "kernels.winograd_matrices"),
     ("kernels.reference", "kernels.cpu.*", "kernels.cuda.*"),
-    ("problem", "arrays"),
+    ("arguments", "problem", "arrays"),
     ("machine", "problem_files", "measurements"),
     ("costs", "costs_cuda", "pooled", "registry"),
     ("dispatch",),

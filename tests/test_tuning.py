@@ -497,7 +497,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, invoke: Invoke, monkeypa
     [
         ("tune --suite rsnet", "suite must be"),
         ("tune --suite lecture --direction up", "--direction must be one of forward"),
-        ("tune --suite lecture --threads 0", "num_threads must be >= 1"),
+        ("tune --suite lecture --threads 0", "num_threads must be between 1 and 1024, got 0"),
         ("tune --suite lecture --seconds 0", "--seconds must be positive"),
         ("tune --suite lecture --batch 0", "--batch must be >= 1"),
         ("tune --problems none.jsonl", "No such file"),
