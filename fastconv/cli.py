@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _is_users(error: Exception) -> bool:
     """Errors about input, files and libraries, and the parser's own; anything else is a mistake of ours."""
-    return isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) or hasattr(error, "format_message")
+    return isinstance(error, (ValueError, OSError, ImportError, RuntimeError, MemoryError)) or hasattr(
+        error, "format_message"
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -36,6 +36,10 @@ def run_model_file(
         raise ValueError(f"--threads must be >= 1, got {threads}")
     if not seconds > 0:
         raise ValueError(f"--seconds must be positive, got {seconds:g}")
+    if seed < 0:
+        raise ValueError(f"--seed must be >= 0, got {seed}")
+    if output is not None and output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is a file, a folder is needed")
     net = Executor(model, threads=threads)
     if random:
         inputs = draw(net.inputs, _sizes(shapes, net.inputs), seed)
@@ -72,6 +76,8 @@ def read(wanted: Mapping[str, Value], given: Sequence[str]) -> dict[str, Array]:
     for text in given:
         name, equals, path = text.partition("=")
         if equals and name in wanted:
+            if not path:
+                raise ValueError(f"--input {text}: say {name}=FILE")
             found[name] = _read_file(Path(path))
         elif text.lower().endswith(".npz"):
             found.update(_read_named(Path(text), wanted))
