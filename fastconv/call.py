@@ -204,7 +204,7 @@ class ReadyConv:
         kernel = resolve(choice.row.target)
         self.kernel = partial(kernel, problem.geometry, activation=problem.activation, packed=None, threads=threads)
 
-    def __call__(self, x: Any, w: Any, bias: Any, out: Any) -> Any:
+    def __call__(self, x: Any, w: Any, bias: Any, out: Any = None) -> Any:
         lay = self.lay
         if self.plain and out is None:
             y = np.empty(self.shape, self.dtype)
@@ -231,21 +231,39 @@ def _where(x: Any, *others: Any) -> Any:
     return device if all(y.data.device_id == device for y in others) else None
 
 
+def _conv_key(
+    kind: Kind, op: str, threads: int, x: Any, w: Any, bias: Any, layout: Any, algorithm: Any,
+    parameters: dict[str, Any],
+) -> Any:  # fmt: skip
+    """:func:`_key` of a convolution; None also where its arrays or the options are not for a kept call."""
+    if not threads or not hasattr(x, "dtype"):
+        return None
+    others = (w,) if bias is None else (w, bias)
+    where = _where(x, *others)
+    if where is None:
+        return None
+    return _key(op, threads, kind, x, (layout, algorithm, where, *[y.shape for y in others]), parameters)
+
+
+def ready_conv(
+    kind: Kind, op: str, x: Any, w: Any, bias: Any, *, layout: str | None, **parameters: Any
+) -> ReadyConv | None:
+    """What :func:`conv` kept of such a call, for callers that know by other signs which calls are alike; or None."""
+    key = _conv_key(kind, op, default_threads(), x, w, bias, layout, "auto", parameters)
+    ready: ReadyConv | None = ready_calls.get(key)
+    return ready
+
+
 def conv(
     kind: Kind, op: str, rank: int, x: Any, w: Any, bias: Any = None, *, residual: Any = None,
     layout: str | None = None, algorithm: str = "auto", out: Any = None, **parameters: Any,
 ) -> Any:  # fmt: skip
     """A convolution or its transpose. ``parameters`` are those of the kind's builder."""
-    threads, key = default_threads(), None
-    if threads and residual is None and hasattr(x, "dtype"):
-        others = (w,) if bias is None else (w, bias)
-        where = _where(x, *others)
-        if where is not None:
-            shapes = tuple(y.shape for y in others)
-            key = _key(op, threads, kind, x, (layout, algorithm, where, *shapes), parameters)
-            ready = ready_calls.get(key)
-            if ready is not None:
-                return ready(x, w, bias, out)
+    threads = default_threads()
+    key = _conv_key(kind, op, threads, x, w, bias, layout, algorithm, parameters) if residual is None else None
+    ready = ready_calls.get(key)
+    if ready is not None:
+        return ready(x, w, bias, out)
     x, w = intake(op, "x", x), intake(op, "w", w)
     bias = None if bias is None else intake(op, "bias", bias)
     residual = None if residual is None else intake(op, "residual", residual)

@@ -59,24 +59,20 @@ def means(
 
 
 def _pool(kind: str, builder: Any, x: torch.Tensor, indices: bool = False, **parameters: Any) -> list[torch.Tensor]:
-    """The pooled tensor, and the indices if they are wanted."""
-    rank = x.dim() - 2
+    """The pooled tensor, and the indices if they are wanted: :func:`on_arrays`, called once."""
     last = is_channels_last(x)
     with on_device(x):
         source = channels_last_view(array(x)) if last else array(x)
-        y, positions, _ = call.pool(
-            f"{kind}{rank}d", rank, builder, kind, source, layout="channels_last" if last else None,
-            indices="int64" if indices else None, **parameters,
-        )  # fmt: skip
-        found = [y] if positions is None else [y, positions]
-        return [tensor(channels_first_view(a) if last else a) for a in found]
+        found = on_arrays(kind, builder, x, indices, **parameters)(source)
+        return [tensor(channels_first_view(a) if last else a) for a in (found if indices else (found,))]
 
 
 def on_arrays(kind: str, builder: Any, x: torch.Tensor, indices: bool = False, **parameters: Any) -> Any:
-    """:func:`_pool` of tensors like x as a function of arrays, which gives y, or y and the indices."""
+    """The pooling of tensors like x as a function of arrays, which gives y, or y and the indices."""
     rank = x.dim() - 2
+    op = f"adaptive_{kind}{rank}d" if builder is adaptive_pool_problem else f"{kind}{rank}d"
     pool: Any = partial(
-        call.pool, f"{kind}{rank}d", rank, builder, kind, layout="channels_last" if is_channels_last(x) else None,
+        call.pool, op, rank, builder, kind, layout="channels_last" if is_channels_last(x) else None,
         indices="int64" if indices else None, **parameters,
     )  # fmt: skip
     if indices:
