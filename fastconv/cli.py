@@ -260,8 +260,8 @@ def explain(
     """
     import contextlib
 
-    from .dispatch import options
     from .inspection import explain_operation
+    from .settings import options
 
     parameters = {
         "weight_shape": _shape("weight", weight), "kernel_size": _spatial("kernel-size", kernel_size),

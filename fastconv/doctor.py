@@ -37,8 +37,8 @@ def cpu() -> dict[str, str]:
     import llvmlite.binding
     import numba
 
-    from .dispatch import get_num_threads
     from .kernels.cpu.threads import threading_layer
+    from .settings import get_num_threads
 
     features = llvmlite.binding.get_host_cpu_features()
     overrides = [

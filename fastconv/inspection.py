@@ -12,9 +12,10 @@ import numpy as np
 
 from . import functional
 from .autograd import Tensor
-from .dispatch import Explanation, explain, options, select
+from .dispatch import Explanation, explain, select
 from .problem import DTYPES, ConvProblem, Problem
 from .registry import ROWS
+from .settings import options
 
 KINDS = (
     "conv", "conv_transpose", "max_pool", "min_pool", "avg_pool", "lp_pool", "adaptive_max_pool", "adaptive_avg_pool",

@@ -26,19 +26,12 @@ from . import call
 from .arguments import IntOrSequence, Padding, flag
 from .arrays import as_dtype, device_of, empty, float_dtype, intake, on_device, same_kind, span
 from .autograd import Tensor, array_module, is_grad_enabled
-from .dispatch import (
-    Candidate,
-    DeviceWorkspace,
-    Explanation,
-    Workspace,
-    explain,
-    get_num_threads,
-    select,
-)
+from .dispatch import Candidate, DeviceWorkspace, Explanation, Workspace, explain, select
 from .kernels.geometry import Sizes
 from .problem import ConvProblem, conv_problem, conv_transpose_problem
 from .ranks import per_rank
 from .registry import resolve
+from .settings import get_num_threads
 
 KNOWN = 64
 """Kinds of arguments on a GPU that a plan remembers having checked."""

@@ -29,9 +29,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("kernels.reference", "kernels.cpu.*", "kernels.cuda.*"),
     ("arguments", "problem", "arrays"),
     ("machine", "problem_files", "measurements"),
-    ("costs", "costs_cuda", "pooled", "registry"),
-    ("dispatch",),
-    ("call", "functional", "grad", "plan"),
+    ("bounds", "costs", "costs_cuda", "pooled", "registry"),
+    ("settings", "dispatch"),
+    ("call", "pooling", "functional", "grad", "plan"),
     (
         "nn.*",
         "optim.*",

@@ -15,7 +15,6 @@ import pytest
 
 import fastconv
 from fastconv import cli, dispatch, measurements, problem_files, tuning
-from fastconv.dispatch import Options
 from fastconv.measurements import Entry, Table, TuningWarning
 from fastconv.problem import (
     ConvProblem,
@@ -26,6 +25,7 @@ from fastconv.problem import (
     unpool_problem,
 )
 from fastconv.problem_files import as_data, from_data, read_problems
+from fastconv.settings import Options
 from fastconv.testing import cases
 
 PROBLEM = conv_problem("conv2d", 2, (1, 16, 12, 12), (32, 16, 3, 3), padding=1)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...dispatch import get_num_threads
+from ...settings import get_num_threads
 from .executor import Executor
 from .graph import Array, Value
 from .memory import check_fits
@@ -187,10 +187,8 @@ def _show_layers(rows: Sequence[Row]) -> None:
 
     total = sum(row.seconds or 0.0 for row in rows)
     table = Table(title="each layer, median of 10 runs", title_justify="left", box=None, pad_edge=False)
-    for heading, justify in (
-        ("layer", "left"), ("operator", "left"), ("runs as", "left"), ("gives", "left"), ("ms", "right"), ("%", "right")
-    ):  # fmt: skip
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for heading in ("layer", "operator", "runs as", "gives", "ms", "%"):
+        table.add_column(heading, justify="right" if heading in ("ms", "%") else "left", overflow="fold")
     for row in rows:
         seconds = row.seconds or 0.0
         order = ", channels last" if row.channels_last else ""

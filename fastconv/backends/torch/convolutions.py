@@ -81,11 +81,11 @@ def on_arrays(last: bool, tensors: tuple[Any, ...], *parameters: Any) -> Any:
 
 def _ready(kind: call.Kind, op: str, last: bool, tensors: tuple[Any, ...], **keywords: Any) -> Any:
     """The kept call of fastconv's itself, which looks into no dictionary again, or one that finds its own way."""
-    x, w, bias = (None if t is None else array(t) for t in tensors)
+    x, *others = (None if t is None else array(t) for t in tensors)
     x = channels_last_view(x) if last else x
     layout = "channels_last" if last else None
-    ready = call.ready_conv(kind, op, x, w, bias, layout=layout, **keywords)
-    return ready or partial(call.conv, kind, op, x.ndim - 2, layout=layout, **keywords)
+    ready = call.ready_conv(kind, op, x, *others, layout=layout, **keywords)
+    return ready or partial(call.conv, kind, op, tensors[0].dim() - 2, layout=layout, **keywords)
 
 
 def _shape(x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any) -> Any:

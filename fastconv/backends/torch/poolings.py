@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastconv import call
+from fastconv import call, pooling
 from fastconv.kernels.geometry import PoolGeometry
 from fastconv.problem import PoolProblem, adaptive_pool_problem, pool_problem
 
@@ -72,7 +72,7 @@ def on_arrays(kind: str, builder: Any, x: torch.Tensor, indices: bool = False, *
     rank = x.dim() - 2
     op = f"adaptive_{kind}{rank}d" if builder is adaptive_pool_problem else f"{kind}{rank}d"
     pool: Any = partial(
-        call.pool, op, rank, builder, kind, layout="channels_last" if is_channels_last(x) else None,
+        pooling.pool, op, rank, builder, kind, layout="channels_last" if is_channels_last(x) else None,
         indices="int64" if indices else None, **parameters,
     )  # fmt: skip
     if indices:
@@ -95,7 +95,7 @@ def _gradient(
             layout="channels_last" if last else "channels_first", device="cuda" if dy.is_cuda else "cpu",
             indices=bool(others), **parameters,
         )  # fmt: skip
-        dx = call.pool_gradient(problem, *arrays, like=arrays[0], batched=True)
+        dx = pooling.pool_gradient(problem, *arrays, like=arrays[0], batched=True)
         return tensor(channels_first_view(dx) if last else dx)
 
 
@@ -326,7 +326,7 @@ def compute_unpool(x: torch.Tensor, indices: torch.Tensor, output_size: Any) -> 
         source, positions = array(x), array(indices)
         if last:
             source, positions = channels_last_view(source), channels_last_view(positions)
-        y, _ = call.unpool(
+        y, _ = pooling.unpool(
             f"max_unpool{rank}d", rank, _any_size, source, positions, tuple(output_size),
             layout="channels_last" if last else None,
         )  # fmt: skip
