@@ -35,20 +35,23 @@ MOST_MULTIPLY_ADDS = 8e9  # larger ones behave like their smaller batch
 
 
 def problems() -> Iterator[tuple[str, ConvProblem]]:
-    """Every convolution of the suites, in three directions, forward also prepared."""
+    """Every convolution of the suites, in three directions, forward also prepared, in either layout."""
     for case in cases(op="conv"):
         for batch in case.batches("cpu"):
             problem = case.problem(batch)
             if isinstance(problem, ConvProblem) and problem.geometry.multiply_adds <= MOST_MULTIPLY_ADDS:
                 for direction in ("forward", "grad_input", "grad_weight"):
                     yield f"{case.name} batch {batch}", replace(problem, direction=direction)
-                yield f"{case.name} batch {batch}", replace(problem, prepared=True)
+                for layout in ("channels_first", "channels_last"):
+                    yield f"{case.name} batch {batch}", replace(problem, prepared=True, layout=layout)
 
 
 def caller(candidate: dispatch.Candidate, problem: ConvProblem, threads: int) -> Callable[[], None]:
     """A call of one row, on arrays of ones."""
     g = problem.geometry
     x, w, y = (np.ones(shape, np.float32) for shape in (g.input_shape, g.weight_shape, g.output_shape))
+    if problem.layout == "channels_last":
+        x, y = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, y))
     if problem.direction == "grad_weight":
         return partial(dispatch.execute, candidate, problem, x, y, w, threads=threads)
     packed = None
@@ -90,7 +93,9 @@ def measure(threads: int, seconds: float) -> list[dict[str, Any]]:
         records.append(
             {
                 "case": name,
-                "direction": problem.direction + ", prepared" * problem.prepared,
+                "direction": problem.direction
+                + ", prepared" * problem.prepared
+                + ", channels last" * (problem.layout == "channels_last"),
                 "GFLOP/s": {a: round(problem.flops / t / 1e9, 1) for a, t in times.items()},
                 "chosen": chosen,
                 "loss": round(times[chosen] / min(times.values()), 3),

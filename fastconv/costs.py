@@ -31,6 +31,8 @@ COSTS: dict[str, dict[str, float]] = {
         "written": 1.18e-10,
     },
     "direct": {
+        "copied": 2e-10,
+        "finished": 2e-10,
         "packed": 5.95e-10,
         "prepared": 2.25e-10,
         "products": 9.09e-12,
@@ -77,6 +79,7 @@ COSTS: dict[str, dict[str, float]] = {
         "weights": 5.33e-08,
     },
     "planar": {
+        "elementwise": 7.5e-10,
         "grouped": 1e-11,
         "packed": 1.88e-10,
         "prepared": 3e-10,
@@ -88,6 +91,7 @@ COSTS: dict[str, dict[str, float]] = {
         "written": 2.16e-11,
     },
     "pointwise": {
+        "elementwise": 7.5e-10,
         "packed": 1.12e-10,
         "prepared": 3e-10,
         "products": 1.27e-11,
@@ -172,15 +176,17 @@ CONVERSION_SECONDS = 0.3e-9  # an element, 16 bits to 32 or back
 
 
 def direct_work(problem: ConvProblem) -> Work:
-    """Lanes are output channels, 32 or 16 at once; the input is packed in squares of 16 channels."""
+    """Lanes are output channels, 32 or 16 at once; the input is packed in squares of 16 channels. Channels-last input
+    is copied as it lies, or for 1x1 kernels read in place, and the sums go from registers to the output."""
     s = _Sizes(problem)
     outputs = _up(s.outputs, 16)
     blocks = max(1.0, s.pixels / BLOCK_PIXELS)
     return {
         "products": s.pixels * s.depth * outputs * s.groups,
-        "sums": s.pixels * outputs * s.groups,
-        "packed": s.read * _up(s.inputs, 16) / s.inputs,
-        "turned": 0.0 if s.last else s.written,
+        "sums": 0.0 if s.last else s.pixels * outputs * s.groups,
+        "finished": s.pixels * outputs * s.groups if s.last else 0.0,
+        "packed": 0.0 if s.last else s.read * _up(s.inputs, 16) / s.inputs,
+        "copied": s.read if s.last and s.taps > 1 else 0.0,
         "streamed": blocks * s.weights,
         "prepared": 0.0 if problem.prepared else s.weights,
     }

@@ -7,8 +7,13 @@ Loops of ``forward``, outermost first; threads share the items:
     item: a block of output positions (images x rows x columns of one depth), one slab, a part of its output channels
         pack the input rows under the block: padded, channels-last slab, in L2          x -> slab [row][column][c]
         for each tile column of output channels (weights packed [k block][taps][c][COLUMNS])
-            tiles: 14 output positions x 32 channels (AVX-512, float32)                  slab, w -> sums [position][k]
-            finish: transpose to the output's order, bias, residual, activation, store   sums -> out
+            tiles: 14 output positions x 32 channels (AVX-512, float32), bias, residual,
+                   activation and store from registers where the output is channels-last      slab, w -> out
+            else sums [position][k] transposed to the output's order, then finished      sums -> out
+
+1x1 kernels read channels-last input where it lies, without a slab (24 to 144 channels, 56 x 56, one thread: 446 us with
+slab, sums and finishing apart, 192 now, 103 of them products). Not so where positions lie whole sets of the L1 cache
+apart. Sums begin at the bias everywhere, so that the same bits come out whichever way they take.
 
 A tile row's operand is one output position's input, read in place: for each kernel row the taps and channels of the
 slab lie in one piece when the dilation is 1 (first layers with 1 to 4 channels too), else tap by tap. The whole
@@ -50,13 +55,14 @@ from .arrays import (
     weight_view,
     writable,
 )
-from .blocking import LINE_BYTES, Block, Correlation, DirectWeight, Slabs
+from .blocking import CROWDED_BYTES, LINE_BYTES, Block, Correlation, DirectWeight, Slabs
 from .compile import jit
 from .epilogue import add_run, write_channels, write_positions
-from .gemm import gather, multiply, multiply_lanes, multiply_narrow, transpose, zero
+from .gemm import gather, multiply, multiply_finished, multiply_lanes, transpose, zero
 from .half import in_float32
 from .phases import entry_points
 from .simd import (
+    RELU6,
     TILE_ROWS,
     VECTOR_BYTES,
     columns,
@@ -109,8 +115,11 @@ class Layout(NamedTuple):
     runs_bytes: int
     source_d: int
     source_h: int
-    segments: int
+    source_w: int
+    segments: int  # the same, as progressions
     segment_count: int
+    in_place: int  # 1x1: positions of x itself may be a tile's rows
+    source_step: int  # between them
     taps: int  # slab offsets of the pieces of a window
     tap_count: int
     tap_length: int
@@ -202,7 +211,7 @@ def input_of(table, kind, item):
 
 
 @jit(inline=True)
-def multiply_fetching(table, kind, item, slab, offsets, b, sums, runs, channel, channels, positions):
+def multiply_fetching(table, kind, item, slab, offsets, b, sums, runs, channel, channels, positions, bias, activation):
     """The products of a block's only tile column, while its output and the input of ``item`` are asked for (-1: none).
 
     The few products that a slab then serves do not hide that both lie beyond the L2: 512 channels in 32 groups, 14x14,
@@ -230,11 +239,20 @@ def multiply_fetching(table, kind, item, slab, offsets, b, sums, runs, channel, 
                 start += line
                 if start >= length:
                     piece, start = piece + 1, 0
-        rows, c = shift(offsets, i), shift(sums, i * width)
-        if channels <= lanes:
-            multiply_narrow(height, g.tap_count, taps, g.tap_length, g.tap_step, slab, rows, b, c, width)
-        else:
-            multiply(height, g.tap_count, taps, g.tap_length, g.tap_step, slab, rows, b, c, width, 0)
+        multiply_finished(
+            height, channels, g.tap_count, taps, g.tap_length, g.tap_step, slab, shift(offsets, i), b,
+            shift(sums, i * width), width, bias, bias, -1, activation,
+        )  # fmt: skip
+
+
+@jit(inline=True)
+def offsets_in_place(table, n, od, oh, ow0, columns, offsets):
+    """Where in x the positions of a row of output lie that a 1x1 kernel reads."""
+    g = Layout(*unpack(table, _FIELDS))
+    d, h = load(pointer(g.source_d, table), od), load(pointer(g.source_h, table), oh)
+    source_w = pointer(g.source_w, table)
+    for q in range(columns):
+        store(offsets, q, n * g.x_n + d * g.x_d + h * g.x_h + load(source_w, ow0 + q) * g.x_w)
 
 
 @jit
@@ -248,9 +266,17 @@ def forward_range(t, threads, table, chunk, kind):
     sums, memory = pointer(memory, kind), memory + g.sums_bytes
     turned, memory = pointer(memory, kind), memory + g.turned_bytes
     offsets, runs = pointer(memory, table), pointer(memory + g.offsets_bytes, table)
-    weights, taps = pointer(g.weights, kind), pointer(g.taps, table)
+    weights, taps, x = pointer(g.weights, kind), pointer(g.taps, table), pointer(g.x, kind)
+    out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
+    zeros = shift(sums, g.sums_bytes // VECTOR_BYTES * lanes - width)  # behind what the tiles store
+    zero(zeros, width)
     block_weights = g.tap_count * g.tap_length * width
-    plain = g.bias == 0 and g.residual == 0 and g.activation == 0
+    pixel_bytes = g.source_step * g.x_w * (VECTOR_BYTES // lanes)
+    in_place = g.in_place and g.x_c == 1 and pixel_bytes % CROWDED_BYTES != 0
+    tiled = g.tap_count > 0 and not g.by_lane  # tiles finish their sums as far as
+    limited = tiled and g.activation <= RELU6
+    straight = limited and g.out_c == 1 and (g.residual == 0 or (g.residual_c == 1 and g.residual_w >= 0))
+    activation = g.activation if limited and (g.residual == 0 or straight) else 0
     image_blocks, row_blocks = -(-g.batch // g.images), -(-g.out_height // g.rows)
     column_blocks = -(-g.out_width // g.columns)
     fetching = g.k_blocks == 1 and g.out_w == 1
@@ -260,15 +286,20 @@ def forward_range(t, threads, table, chunk, kind):
         n0, od, oh0, ow0, index, part = place(g, item)
         images, rows = min(g.images, g.batch - n0), min(g.rows, g.out_height - oh0)
         columns = min(g.columns, g.out_width - ow0)
-        slab_rows = g.images * g.kernel_d * g.slab_rows
-        pack_slab(table, kind, slab, index, n0, images, od, oh0, rows, ow0, columns, 0, slab_rows)
+        a = shift(x, index * g.group_inputs) if in_place else slab
+        if not in_place:
+            slab_rows = g.images * g.kernel_d * g.slab_rows
+            pack_slab(table, kind, slab, index, n0, images, od, oh0, rows, ow0, columns, 0, slab_rows)
 
         positions, run_count = 0, 0
         for i in range(images):
             for r in range(rows):
                 row = (i * g.kernel_d * g.slab_rows + r * g.stride_h) * g.slab_columns
-                for q in range(columns):
-                    store(offsets, positions + q, (row + q * g.stride_w) * g.pixel)
+                if in_place:
+                    offsets_in_place(table, n0 + i, od, oh0 + r, ow0, columns, shift(offsets, positions))
+                else:
+                    for q in range(columns):
+                        store(offsets, positions + q, (row + q * g.stride_w) * g.pixel)
                 y = (n0 + i) * g.out_n + od * g.out_d + (oh0 + r) * g.out_h + ow0 * g.out_w
                 z = (n0 + i) * g.residual_n + od * g.residual_d + (oh0 + r) * g.residual_h + ow0 * g.residual_w
                 run_count = add_run(runs, run_count, positions, columns, y, g.out_w, z, g.residual_w)
@@ -280,26 +311,41 @@ def forward_range(t, threads, table, chunk, kind):
             channel = index * g.slab_outputs + k_block * width
             channels = min(width, g.slab_outputs - k_block * width, g.groups * g.group_outputs - channel)
             b = shift(weights, (index * g.k_blocks + k_block) * block_weights)
+            start = shift(bias, channel) if g.bias else zeros
+            if straight:
+                for i in range(0, 4 * run_count, 4):
+                    y, z = load(runs, i + 2) + channel, load(runs, i + 3) + channel * g.residual_c
+                    multiply_finished(
+                        load(runs, i + 1), channels, g.tap_count, taps, g.tap_length, g.tap_step, a,
+                        shift(offsets, load(runs, i)), b, shift(out, y), g.out_w, start, shift(residual, z),
+                        g.residual_w if g.residual else -1, activation,
+                    )  # fmt: skip
+                continue
             if g.tap_count == 0:  # no tap of the kernel reaches here
                 zero(sums, positions * width)
             elif g.by_lane:
-                multiply_lanes(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0)
+                multiply_lanes(positions, g.tap_count, taps, g.tap_length, g.tap_step, a, offsets, b, sums, width, 0)
             elif fetching:
                 after = item + 1 if item + 1 < last_item else -1
-                multiply_fetching(table, kind, after, slab, offsets, b, sums, runs, channel, channels, positions)
-            elif channels <= lanes:
-                multiply_narrow(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width)
+                multiply_fetching(
+                    table, kind, after, a, offsets, b, sums, runs, channel, channels, positions, start, activation
+                )
             else:
-                multiply(positions, g.tap_count, taps, g.tap_length, g.tap_step, slab, offsets, b, sums, width, 0)
+                multiply_finished(
+                    positions, channels, g.tap_count, taps, g.tap_length, g.tap_step, a, offsets, b, sums, width,
+                    start, start, -1, activation,
+                )  # fmt: skip
+            # what is left to do
+            bias_left, activation_left = 0 if tiled else g.bias, g.activation - activation
             if g.out_c == 1:
-                write_positions(g, kind, sums, width, runs, run_count, channel, channels)
-            elif plain and run_count == 1 and g.out_w == 1:
-                y = shift(pointer(g.out, kind), load(runs, 2) + channel * g.out_c)
+                write_positions(g, kind, sums, width, runs, run_count, channel, channels, bias_left, activation_left)
+            elif bias_left == 0 and activation_left == 0 and g.residual == 0 and run_count == 1 and g.out_w == 1:
+                y = shift(out, load(runs, 2) + channel * g.out_c)
                 transpose(lanes, sums, width, y, g.out_c, positions, channels)
             else:
                 ld = -(-positions // lanes) * lanes
                 transpose(lanes, sums, width, turned, ld, ld, -(-channels // lanes) * lanes)
-                write_channels(g, kind, turned, ld, runs, run_count, channel, channels)
+                write_channels(g, kind, turned, ld, runs, run_count, channel, channels, bias_left, activation_left)
 
 
 def _fixed(
@@ -310,16 +356,19 @@ def _fixed(
     depth, height, width = c.axes
     rows = np.ascontiguousarray(rows, np.int64)
     segments, segment_count = c.segments
+    in_place = c.taps == 1 and not slabs.by_lane and all((axis.source >= 0).all() for axis in c.axes)
+    step = int(width.source[1] - width.source[0]) if width.out > 1 else 0
     fixed = (
         sum(scratch), *(scratch + (0,) * 5)[:5],
-        address(depth.source), address(height.source), address(segments), segment_count,
+        address(depth.source), address(height.source), address(width.source), address(segments), segment_count,
+        int(in_place), step,
         address(rows), rows.size, tap_length, tap_step,
         c.batch, c.groups, c.group_inputs, c.group_outputs,
         int(slabs.by_lane), slabs.count, slabs.pixel, slabs.outputs, slabs.blocks, k_parts,
         block.images, block.rows, block.columns, block.slab_rows, block.slab_columns,
         depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
     )  # fmt: skip
-    return fixed, (depth.source, height.source, segments, rows)
+    return fixed, (depth.source, height.source, width.source, segments, rows)
 
 
 def _taps(c: Correlation, block: Block, pixel: int) -> np.ndarray:

@@ -196,7 +196,7 @@ def add_run(runs, count, position, length, out, out_step, residual, residual_ste
 
 
 @jit(inline=True)
-def write_channels(g, kind, sums, lds, runs, run_count, channel, channels):
+def write_channels(g, kind, sums, lds, runs, run_count, channel, channels, has_bias, activation):
     """Finish sums ``[channel][position]``, a row for each of ``channels`` from output channel ``channel``."""
     keep_whole()
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
@@ -206,11 +206,11 @@ def write_channels(g, kind, sums, lds, runs, run_count, channel, channels):
             to = shift(out, load(runs, i + 2) + (channel + k) * g.out_c)
             other = shift(residual, load(runs, i + 3) + (channel + k) * g.residual_c)
             b = shift(bias, channel + k)
-            finish(row, load(runs, i + 1), g.bias, b, 0, g.residual, other, g.residual_w, g.activation, to, g.out_w)
+            finish(row, load(runs, i + 1), has_bias, b, 0, g.residual, other, g.residual_w, activation, to, g.out_w)
 
 
 @jit(inline=True)
-def write_positions(g, kind, sums, lds, runs, run_count, channel, channels):
+def write_positions(g, kind, sums, lds, runs, run_count, channel, channels, has_bias, activation):
     """Finish sums ``[position][channel]``, a row for each position: for channels-last output."""
     keep_whole()
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
@@ -220,4 +220,4 @@ def write_positions(g, kind, sums, lds, runs, run_count, channel, channels):
             to = shift(out, load(runs, i + 2) + p * g.out_w + channel * g.out_c)
             other = shift(residual, load(runs, i + 3) + p * g.residual_w + channel * g.residual_c)
             b = shift(bias, channel)
-            finish(row, channels, g.bias, b, 1, g.residual, other, g.residual_c, g.activation, to, g.out_c)
+            finish(row, channels, has_bias, b, 1, g.residual, other, g.residual_c, activation, to, g.out_c)

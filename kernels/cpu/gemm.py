@@ -17,18 +17,21 @@ from .simd import (
     moving_tile,
     moving_tile_1,
     moving_tile_2,
-    narrow_tile,
+    narrow_output_tile,
+    output_tile,
     pixel_tile,
     pixel_tile_1,
     pixel_tile_2,
     shift,
     small_lane_tile,
-    small_narrow_tile,
+    small_narrow_output_tile,
+    small_output_tile,
     small_tile,
     store,
     tile,
     transpose_part,
     transpose_square,
+    vector_lanes,
 )
 
 
@@ -47,17 +50,34 @@ def multiply(height, segment_count, segments, length, step, a, rows, b, c, ldc, 
 
 
 @jit(inline=True)
-def multiply_narrow(height, segment_count, segments, length, step, a, rows, b, c, ldc):
-    """``multiply`` for the first vector of each row of b: where the last output channels fill no more."""
+def multiply_finished(
+    height, columns, segment_count, segments, length, step, a, rows, b, c, ldc, bias, residual, ldr, activation
+):  # fmt: skip
+    """C[i][:columns] = activation(bias + the tiles' sum + residual[i]) for i < height; see ``simd.output_tile``. Only
+    ``rows`` must reach to a whole tile."""
     keep_whole()
+    wide = columns > vector_lanes(load(b, 0))
     i = 0
     while i < height:
-        if height - i <= SMALL_ROWS:
-            small_narrow_tile(segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, 0)
-            i += SMALL_ROWS
+        count, r, y, z = height - i, shift(rows, i), shift(c, i * ldc), shift(residual, max(i * ldr, 0))
+        small = count <= SMALL_ROWS
+        if small and wide:
+            small_output_tile(
+                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
+            )
+        elif small:
+            small_narrow_output_tile(
+                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
+            )
+        elif wide:
+            output_tile(
+                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
+            )
         else:
-            narrow_tile(segment_count, segments, length, step, a, shift(rows, i), b, shift(c, i * ldc), ldc, 0)
-            i += TILE_ROWS
+            narrow_output_tile(
+                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
+            )
+        i += SMALL_ROWS if small else TILE_ROWS
 
 
 @jit(inline=True)
@@ -77,36 +97,39 @@ def multiply_lanes(height, segment_count, segments, length, step, a, rows, b, c,
 
 
 @jit(inline=True)
-def multiply_pixels(vectors, depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step):
+def multiply_pixels(vectors, depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step):
     """C[i][:columns] = the pixel tile's sums, ``vectors`` wide (1 to 3)."""
     keep_whole()
     if vectors == 3:
-        pixel_tile(depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step)
+        pixel_tile(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step)
     elif vectors == 2:
-        pixel_tile_2(depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step)
+        pixel_tile_2(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step)
     else:
-        pixel_tile_1(depth, offsets, a, b, c, ldc, columns, bias, relu, ahead, ahead_step)
+        pixel_tile_1(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step)
 
 
 @jit(inline=True)
 def multiply_moving(
-    vectors, depth, panel, a, b, c, ldc, columns, bias, relu, ahead, ahead_step, source, target, source_step,
-    target_step,
+    vectors, depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step, source, target,
+    source_step, target_step,
 ):  # fmt: skip
     """The same of rows ``panel`` elements apart, while ``depth`` vectors are copied from source to target."""
     keep_whole()
     if vectors == 3:
         moving_tile(
-            depth, panel, a, b, c, ldc, columns, bias, relu, ahead, ahead_step, source, target, source_step, target_step
-        )
+            depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step, source, target,
+            source_step, target_step,
+        )  # fmt: skip
     elif vectors == 2:
         moving_tile_2(
-            depth, panel, a, b, c, ldc, columns, bias, relu, ahead, ahead_step, source, target, source_step, target_step
-        )
+            depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step, source, target,
+            source_step, target_step,
+        )  # fmt: skip
     else:
         moving_tile_1(
-            depth, panel, a, b, c, ldc, columns, bias, relu, ahead, ahead_step, source, target, source_step, target_step
-        )
+            depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step, source, target,
+            source_step, target_step,
+        )  # fmt: skip
 
 
 @jit(inline=True)

@@ -253,9 +253,13 @@ def forward_range(t, threads, table, chunk, kind):
                 channel = group * g.group_outputs + first_channel
                 if g.out_c == 1 and g.out_w != 1:
                     transpose(lanes, sums, g.pixels, turned, out_channels, out_channels, last - first)
-                    write_positions(g, kind, turned, out_channels, out_runs, out_count, channel, out_channels)
+                    write_positions(
+                        g, kind, turned, out_channels, out_runs, out_count, channel, out_channels, g.bias, g.activation
+                    )
                 else:
-                    write_channels(g, kind, sums, g.pixels, out_runs, out_count, channel, out_channels)
+                    write_channels(
+                        g, kind, sums, g.pixels, out_runs, out_count, channel, out_channels, g.bias, g.activation
+                    )
 
 
 _ROWS = np.arange(2 * TILE_ROWS, dtype=np.int64)

@@ -36,7 +36,7 @@ import numpy as np
 from .arrays import Workspace, address, aligned_empty
 from .blocking import Correlation
 from .compile import jit
-from .epilogue import RELU, add_run, finish
+from .epilogue import RELU6, add_run, finish
 from .gemm import copy_strided, multiply_pixels, zero
 from .phases import entry_points
 from .planar_blocking import planar_forward
@@ -189,7 +189,12 @@ def forward_range(t, threads, table, chunk, kind):
     zero(zeros, PIXEL_ROWS)
     weights, offsets = pointer(g.weights, kind), pointer(g.offsets, table)
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
-    plain = g.residual == 0 and (g.activation == 0 or g.activation == RELU) and g.out_w == 1 and g.depth > 0
+    plain = (
+        g.activation <= RELU6
+        and g.out_w == 1
+        and g.depth > 0
+        and (g.residual == 0 or (g.residual_w == 1 and g.residual_c >= 0))
+    )
     packed_block, run_count = -1, 0
     items = g.batch * g.out_depth * g.row_blocks * g.column_blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
@@ -223,11 +228,14 @@ def forward_range(t, threads, table, chunk, kind):
                     if plain and height == PIXEL_ROWS:
                         to = shift(out, y + p + channel * g.out_c)
                         start = shift(bias, channel) if g.bias else zeros
-                        multiply_pixels(vectors, g.depth, offsets, w, b, to, g.out_c, wide, start, g.activation, w, 0)
+                        more, ldr = shift(residual, z + p + channel * g.residual_c), g.residual_c if g.residual else -1
+                        multiply_pixels(
+                            vectors, g.depth, offsets, w, b, to, g.out_c, wide, start, more, ldr, g.activation, w, 0
+                        )
                     else:
                         ld = 3 * lanes
                         if g.depth:
-                            multiply_pixels(vectors, g.depth, offsets, w, b, sums, ld, ld, zeros, 0, w, 0)
+                            multiply_pixels(vectors, g.depth, offsets, w, b, sums, ld, ld, zeros, zeros, -1, 0, w, 0)
                         else:  # no tap of the kernel reaches here
                             zero(sums, PIXEL_ROWS * ld)
                         for k in range(height):

@@ -38,7 +38,7 @@ import numpy as np
 from .arrays import Workspace, address, aligned_empty
 from .blocking import PIXEL_VECTORS, Correlation
 from .compile import jit
-from .epilogue import RELU, add_run, finish
+from .epilogue import RELU6, add_run, finish
 from .gemm import multiply_moving, multiply_pixels, zero
 from .phases import entry_points
 from .planar import pack_line
@@ -167,7 +167,13 @@ def forward_range(t, threads, table, chunk, kind):
     zero(zeros, PIXEL_ROWS)
     weights, x, offsets = pointer(g.weights, kind), pointer(g.x, kind), pointer(g.offsets, table)
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
-    plain = g.residual == 0 and (g.activation == 0 or g.activation == RELU) and g.out_w == 1 and g.taps > 0
+    added = g.residual_c if g.residual else -1
+    plain = (
+        g.activation <= RELU6
+        and g.out_w == 1
+        and g.taps > 0
+        and (g.residual == 0 or (g.residual_w == 1 and g.residual_c >= 0))
+    )
     plane = g.out_height * g.out_width
     in_place = g.whole and g.x_w == 1 and (g.x_h == g.out_width or g.out_height == 1)
     moving = in_place and g.groups == 1 and g.k_parts == 1
@@ -236,20 +242,22 @@ def forward_range(t, threads, table, chunk, kind):
                     tile += 1
                     whole = plain and height == PIXEL_ROWS
                     to = shift(out, y + p + channel * g.out_c) if whole else sums
-                    ld, relu = (g.out_c, g.activation) if whole else (panel, 0)
+                    ld, activation = (g.out_c, g.activation) if whole else (panel, 0)
+                    more, ldr = (shift(residual, z + p + channel * g.residual_c), added) if whole else (zeros, -1)
                     stored = wide if whole else panel
                     start = shift(bias, channel) if whole and g.bias else zeros
                     if not g.taps:  # no tap of the kernel reaches here
                         zero(sums, PIXEL_ROWS * panel)
                     elif pitch:
                         multiply_moving(
-                            width, g.group_inputs, panel, w, b, to, ld, stored, start, relu, line_at, line_step,
-                            source_at, target_at, step, pitch,
+                            width, g.group_inputs, panel, w, b, to, ld, stored, start, more, ldr, activation,
+                            line_at, line_step, source_at, target_at, step, pitch,
                         )  # fmt: skip
                     else:
                         multiply_pixels(
-                            width, g.group_inputs, offsets, w, b, to, ld, stored, start, relu, line_at, line_step
-                        )
+                            width, g.group_inputs, offsets, w, b, to, ld, stored, start, more, ldr, activation, line_at,
+                            line_step,
+                        )  # fmt: skip
                     if not whole:
                         for k in range(height):
                             to = shift(out, y + p * g.out_w + (channel + k) * g.out_c)

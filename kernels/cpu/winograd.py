@@ -243,11 +243,13 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
             if fused:
                 copy_rows(g, kind, source, lanes, runs, run_count, channel, channels)
             elif g.out_c == 1:
-                write_positions(g, kind, source, lanes, runs, run_count, channel, channels)
+                write_positions(g, kind, source, lanes, runs, run_count, channel, channels, g.bias, g.activation)
             else:
                 ld = -(-positions // lanes) * lanes
                 transpose(lanes, source, lanes, pointer(turned, kind), ld, ld, lanes)
-                write_channels(g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels)
+                write_channels(
+                    g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels, g.bias, g.activation
+                )
 
 
 @jit(inline=True)

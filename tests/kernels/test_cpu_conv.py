@@ -13,6 +13,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -258,6 +259,72 @@ def test_takes_arrays_of_any_strides(algorithm, name, form):
             compute(algorithm, direction, geometry, changed, out, residual=residual)
             want = want + residual
         np.testing.assert_array_equal(out, want)
+
+
+def guarded_last(array: np.ndarray, pitch: int = 0) -> np.ndarray:
+    """A channels-last copy at a guard page; with ``pitch`` more channels lie between its positions."""
+    moved = np.moveaxis(array, 1, -1)
+    memory = guarded((*moved.shape[:-1], moved.shape[-1] + pitch), array.dtype)
+    memory = memory[..., pitch:]
+    memory[...] = moved
+    return np.moveaxis(memory, -1, 1)
+
+
+RESIDUALS = {
+    "none": lambda a: None,
+    "channels last": guarded_last,
+    "channels first": lambda a: a,
+    "reversed": lambda a: a[..., ::-1, :].copy()[..., ::-1, :],
+    "one for all positions": lambda a: np.broadcast_to(a[:, :, :1, :1], a.shape),
+    "one for all channels": lambda a: np.broadcast_to(a[:, :1], a.shape),
+    "every second channel": lambda a: np.repeat(a, 2, 1)[:, ::2],
+}
+IN_REGISTERS = {
+    **{f"pointwise, {name}": g for name, g in POINTWISE.items() if len(g.input_size) == 2},
+    "pointwise, rows a set of the cache apart": conv(1, 512, 40, (5, 6), 1),
+    "one vector of outputs": conv(1, 5, 9, (6, 7), 3, pad=1),
+    "several blocks": EDGES["several blocks"],
+    "groups": EDGES["groups"],
+}
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("name", IN_REGISTERS)
+def test_what_tiles_finish_in_registers(name, residual):
+    """Bias, residual and limits where the sums never leave the tile, and where the strides forbid it."""
+    geometry, rng = IN_REGISTERS[name], np.random.default_rng(5)
+    arrays = operands(geometry, "forward")
+    shape = geometry.output_shape
+    extra = RESIDUALS[residual](integers(rng, shape))
+    algorithms = ("direct", "planar", "pointwise") if name.startswith("pointwise") else ("direct", "planar")
+    for activation in (None, "relu", "relu6"):
+        options = {"bias": integers(rng, shape[1]), "residual": extra, "activation": activation}
+        want = expected("forward", geometry, arrays, **options)
+        for algorithm, pitch, threads in product(algorithms, (0, 3), (1, 3)):
+            for change in (np.asarray, lambda a, pitch=pitch: guarded_last(a, pitch)):
+                out = change(np.zeros(shape, np.float32))
+                given = [change(arrays[0]), arrays[1]]
+                compute(algorithm, "forward", geometry, given, out, threads=threads, **options)
+                np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("name", ["several blocks", "first layer", "pointwise", "groups", "above a tile"])
+def test_bits_do_not_depend_on_threads(name, last):
+    geometry, rng = EDGES[name], np.random.default_rng(6)
+    change = channels_last if last else np.asarray
+    x, w, y = (rng.standard_normal(shape_of(geometry, letter), np.float32) for letter in "xwy")
+    bias, out = rng.standard_normal(y.shape[1], np.float32), change(np.zeros_like(y))
+    for algorithm in ALGORITHMS:
+        for residual in (None, change(y)):
+            results = [
+                compute(
+                    algorithm, "forward", geometry, [change(x), w], out, bias=bias, residual=residual,
+                    activation="relu", threads=threads,
+                ).tobytes()
+                for threads in (1, 2, 3, 5)
+            ]  # fmt: skip
+            assert len(set(results)) == 1, algorithm
 
 
 @pytest.mark.parametrize(("algorithm", "direction"), KERNELS)
