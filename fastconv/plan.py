@@ -23,21 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import call
+from .arguments import IntOrSequence, Padding, flag
 from .arrays import as_dtype, device_of, empty, float_dtype, intake, on_device, same_kind, span
 from .autograd import Tensor, array_module, is_grad_enabled
-from .dispatch import (
-    Candidate,
-    DeviceWorkspace,
-    Explanation,
-    Workspace,
-    explain,
-    get_num_threads,
-    select,
-)
+from .dispatch import Candidate, DeviceWorkspace, Explanation, Workspace, explain, select
 from .kernels.geometry import Sizes
-from .problem import ConvProblem, IntOrSequence, Padding, conv_problem, conv_transpose_problem
+from .problem import ConvProblem, conv_problem, conv_transpose_problem
 from .ranks import per_rank
 from .registry import resolve
+from .settings import get_num_threads
 
 KNOWN = 64
 """Kinds of arguments on a GPU that a plan remembers having checked."""
@@ -293,7 +287,7 @@ def plan_conv(
     return _plan(
         op, rank, conv_problem, x_shape, w, bias, dtype, layout, algorithm, stride=stride,
         padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode, activation=activation,
-        residual_shape=True if residual else None,
+        residual_shape=True if flag(op, "residual", residual) else None,
     )  # fmt: skip
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from .... import functional
 from ....arrays import dtype_name
-from ....dispatch import get_num_threads, select
+from ....dispatch import select
 from ....problem import pool_problem
 from ....registry import resolve
+from ....settings import get_num_threads
 from ..graph import Array
 from .task import Call, Replay, Run, Sizes, Spec, Task, operator
 from .windows import Window, spatial_rank, window
