@@ -180,6 +180,20 @@ class ConvPlan:
             workspace = self._scratch.get(x, nbytes)
             self._kernel(x, self._w, self._bias, residual, out, workspace=workspace)
 
+    def launches(self, x: Any, residual: Any, out: Any, workspace: Any) -> list[Any] | None:
+        """What :meth:`run` would launch with scratch memory here, to be run again and again as a part of a
+        ``kernels.cpu.sequence.Sequence``; None where it does more than that."""
+        from .kernels.cpu.sequence import record
+
+        def run(*given: Any) -> None:
+            self._kernel(x, self._w, self._bias, residual, out, workspace=workspace)
+
+        packed = self._kernel.keywords["packed"]
+        if not self._on_cpu or not isinstance(packed, np.ndarray):
+            return None
+        kept = (packed, workspace) if self._bias is None else (packed, workspace, self._bias)
+        return record(run, *((x, out) if residual is None else (x, residual, out)), kept=kept)
+
     @property
     def logical_output(self) -> Sizes:
         """The shape of the ``out`` of :meth:`run`: (N, C, *spatial)."""

@@ -22,8 +22,8 @@ import numpy as np
 from .arrays import KIND, address
 from .bound import Bound
 from .compile import jit
-from .epilogue import activate, activation_id
-from .simd import load, pointer, shift, store, unpack, vector_lanes
+from .epilogue import activation_id, finish
+from .simd import pointer, shift, store, unpack, vector_lanes
 from .vector import add_product, load_within, number, splat, total
 from .vector import load as load_vector
 
@@ -90,11 +90,8 @@ def forward_range(t, threads, table, chunk, kind):
                 store(y, 1, total(q))
             if rows > 3:
                 store(y, 2, total(r))
-            if g.bias:
-                for i in range(rows):
-                    store(y, i, load(y, i) + load(bias, n + i))
-            if g.activation:
-                activate(y, rows, g.activation)
+            if g.bias or g.activation:
+                finish(y, rows, g.bias, shift(bias, n), 1, 0, y, 1, g.activation, y, 1)
 
 
 @lru_cache(maxsize=256)

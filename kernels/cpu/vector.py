@@ -189,6 +189,30 @@ def load_within(typingctx: Any, pointer: Any, row: Any, position: Any, limit: An
     return vector(pointer, i64, i64, i64, pointer.dtype), codegen
 
 
+@intrinsic
+def load_first(typingctx: Any, pointer: Any, offset: Any, n: Any) -> Any:
+    """pointer[offset + l] for l < n, elsewhere 0; nothing else is read."""
+    vector = _vector_of(pointer)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, offset, n = args
+        address = builder.gep(pointer, [offset])
+        whole = builder.icmp_signed(">=", n, ir.Constant(I64, vector.count))
+        with builder.if_else(whole) as (then, otherwise):
+            with then:
+                all_lanes, then_block = _load(builder, vector, address), builder.block
+            with otherwise:
+                mask = _below(builder, ir.Constant(I64, 0), n, vector.count)
+                zeros = ir.Constant(vector.llvm, [0] * vector.count)
+                some, otherwise_block = _load(builder, vector, address, mask, zeros), builder.block
+        value = builder.phi(vector.llvm)
+        value.add_incoming(all_lanes, then_block)
+        value.add_incoming(some, otherwise_block)
+        return value
+
+    return vector(pointer, types.int64, types.int64), codegen
+
+
 def _alternate(builder: Any, low: ir.Value, high: ir.Value, first: int = 0) -> ir.Value:
     return builder.shuffle_vector(low, high, _ints(range(first, 2 * low.type.count, 2)))
 
