@@ -84,6 +84,16 @@ def sizes(op: str, name: str, value: Any, rank: int, minimum: int) -> Sizes:
     return entries
 
 
+def typed_sizes(text: str) -> Sizes | None:
+    """Sizes as people type them; None for what are none.
+
+    >>> typed_sizes("1x64x56x56"), typed_sizes("2×3"), typed_sizes("2,3"), typed_sizes("2x")
+    ((1, 64, 56, 56), (2, 3), (2, 3), None)
+    """
+    parts = text.lower().replace("×", "x").replace(",", "x").split("x")
+    return tuple(map(int, parts)) if all(part.strip().isdecimal() for part in parts) else None
+
+
 def shape_of(op: str, name: str, value: Any) -> Sizes:
     """A whole shape that the user gave: integers, none negative."""
     if not is_sequence(value):

@@ -283,10 +283,12 @@ def _shape(name: str, text: str | None) -> tuple[int, ...] | None:
     """Sizes as people type them: 1x64x56x56, 1×64×56×56 or 1,64,56,56."""
     if text is None:
         return None
-    parts = text.lower().replace("×", "x").replace(",", "x").split("x")
-    if not all(part.strip().isdecimal() for part in parts):
+    from .arguments import typed_sizes
+
+    sizes = typed_sizes(text)
+    if sizes is None:
         raise ValueError(f"--{name} must be sizes such as 1x64x56x56, got {text!r}")
-    return tuple(map(int, parts))
+    return sizes
 
 
 def _spatial(name: str, text: str | None) -> int | tuple[int, ...] | None:

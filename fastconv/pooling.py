@@ -14,7 +14,7 @@ from .arrays import device_of, dtype_name, empty, float_dtype, intake, on_device
 from .call import Layout, Output, build, call_key
 from .dispatch import execute, select
 from .kernels.geometry import PoolGeometry
-from .pooled import ready_calls, ready_pool
+from .pooled import Ready, ready_calls, ready_pool
 from .problem import PoolProblem
 from .settings import default_threads
 
@@ -57,6 +57,15 @@ def pool(
         if ready is not None:
             ready_calls[key] = ready
     return output.result(), None if positions is None else lay.back(positions), problem
+
+
+def kept_pool(
+    op: str, builder: Callable[..., PoolProblem], x: Any, *, layout: str | None, indices: Any, **parameters: Any
+) -> Ready | None:
+    """What :func:`pool` kept of such a call, for callers that know by other signs which calls are alike; or None."""
+    key = call_key(op, default_threads(), builder, x, (layout, indices), parameters)
+    ready: Ready | None = ready_calls.get(key)
+    return ready
 
 
 def pool_gradient(problem: PoolProblem, *arrays: Any, like: Any, batched: bool) -> Any:

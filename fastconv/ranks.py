@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,6 +24,16 @@ class _Dims:
         return ", ".join([size] * self.rank)
 
 
+def _check_call(op: str, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
+    """Raise for arguments that do not fit the public signature: Python's own message would count ``op`` and ``rank``,
+    and name the definition."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+        raise TypeError(f"{op}: {error}; it is {op}{inspect.Signature(bare)}") from None
+
+
 def per_rank(
     names: str,
 ) -> Callable[[Callable[Concatenate[str, int, P], R]], tuple[Callable[P, R], Callable[P, R], Callable[P, R]]]:
@@ -34,7 +44,11 @@ def per_rank(
             op = names.format(rank)
 
             def function(*args: P.args, **kwargs: P.kwargs) -> R:
-                return fun(op, rank, *args, **kwargs)
+                try:
+                    return fun(op, rank, *args, **kwargs)
+                except TypeError:
+                    _check_call(op, public, args, kwargs)
+                    raise
 
             signature = inspect.signature(fun)
             public = signature.replace(parameters=list(signature.parameters.values())[2:])

@@ -108,7 +108,7 @@ def _check_options(o: Options) -> None:
     check_choice("options", "precision", o.precision, PRECISIONS)
     flag("options", "deterministic", o.deterministic)
     if o.num_threads is not None:
-        _check_threads("options", o.num_threads)
+        check_threads("options", o.num_threads)
 
 
 def check_algorithm(op: str, algorithm: Any) -> None:
@@ -118,11 +118,12 @@ def check_algorithm(op: str, algorithm: Any) -> None:
         )
 
 
-def _check_threads(op: str, n: Any) -> None:
+def check_threads(op: str, n: Any, name: str = "num_threads") -> None:
+    """Raise unless ``n`` is a number of threads that calls can use."""
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
-        raise TypeError(f"{op}: num_threads must be an integer, got {n!r}")
+        raise TypeError(f"{op}: {name} must be an integer, got {n!r}")
     if not 1 <= n <= MOST_THREADS:
-        raise ValueError(f"{op}: num_threads must be between 1 and {MOST_THREADS}, got {n}")
+        raise ValueError(f"{op}: {name} must be between 1 and {MOST_THREADS}, got {n}")
 
 
 def set_num_threads(n: int) -> None:
@@ -135,7 +136,7 @@ def set_num_threads(n: int) -> None:
     >>> fastconv.set_num_threads(before)
     """
     global _num_threads
-    _check_threads("set_num_threads", n)
+    check_threads("set_num_threads", n)
     _num_threads = int(n)
 
 

@@ -14,6 +14,7 @@ import pytest
 import typer
 
 import fastconv
+from bench import readme
 from fastconv.cli import app
 from tests.support import require
 
@@ -117,6 +118,11 @@ def test_links_between_pages_lead_somewhere() -> None:
     links = [(p, target) for p in pages for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", p.read_text("utf-8"))]
     assert links
     assert [f"{page.name}: {target}" for page, target in links if not (page.parent / target).exists()] == []
+
+
+def test_table_of_speeds_is_current() -> None:
+    text = readme.README.read_text("utf-8")
+    assert text == readme.current(text), "run python -m bench.readme"
 
 
 def test_table_of_kernels_is_current() -> None:

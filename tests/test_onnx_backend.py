@@ -56,6 +56,7 @@ def test_inputs_by_order_by_name_and_alone() -> None:
         ([np.zeros(2, np.float32), np.zeros(3, np.float32)], ValueError, r"'b' must have the shape \(2\), got \(3,\)"),
         ([np.zeros(2, np.float32), np.zeros(2)], TypeError, "'b' must be float32, got float64"),
         ([np.zeros(2, np.float32), [0.0, 0.0]], TypeError, "'b' must be a NumPy array, got list"),
+        (None, TypeError, "inputs must be a list of arrays or a dictionary, got NoneType"),
     ],
 )
 def test_wrong_inputs(inputs: Any, error: type[Exception], message: str) -> None:
@@ -73,6 +74,8 @@ def test_run_node() -> None:
     assert backend.run_node(clip, [x, np.array(3, np.float32)])[0].max() == 3
     old = helper.make_node("Clip", ["x"], ["y"], max=3.0)
     assert backend.run_node(old, [x], opset_version=6)[0].max() == 3
+    with pytest.raises(TypeError, match=r"run_node: node must be an onnx\.NodeProto, got str"):
+        backend.run_node("Clip", [])
     with pytest.raises(ValueError, match=r"run_node: Clip has 2 inputs \(x, most\), got 1"):
         backend.run_node(clip, [x])
 

@@ -129,6 +129,10 @@ ERRORS = [
     (lambda: fc.max_unpool2d(X2, np.full(X2.shape, -2), 2), ValueError, r"got -2 to -2"),
     (lambda: fc.max_unpool2d(X2, np.zeros(X2.shape, int), 2, output_size=(30, 18)), ValueError, r"output_size must lie between \(17, 17\) and \(19, 19\)"),
     (lambda: fc.max_unpool2d(X2, np.zeros(X2.shape, int), 2, padding="same"), ValueError, r"padding must be given in numbers"),
+    # -- signatures
+    (lambda: fc.conv2d(X2), TypeError, r"^conv2d: missing a required argument: 'w'; it is conv2d\(x, w, bias=None, \*, stride=1"),
+    (lambda: fc.conv1d(X1, W1, None, 2), TypeError, r"^conv1d: too many positional arguments; it is conv1d\("),
+    (lambda: fc.max_pool2d(X2, 2, strides=2), TypeError, r"^max_pool2d: got an unexpected keyword argument 'strides'"),
     # -- gradients
     (lambda: grad.conv2d_input((4, 9), W2, f(1, 6, 7, 7)), ValueError, r"conv2d_input: input_size must have 4 entries, or 3 without"),
     (lambda: grad.conv2d_input((1, 4, 9, 9), W2, f(1, 6, 9, 9)), ValueError, r"dy must have the shape \(1, 6, 7, 7\) \(the output's\), got"),

@@ -104,6 +104,8 @@ class Backend(base.Backend):
         ``opset_version`` is the version of the operator set, by default the newest that the installed onnx knows.
         ``outputs_info``, which the interface has, is not needed. Raises as :func:`prepare` does.
         """
+        if not isinstance(node, onnx.NodeProto):
+            raise TypeError(f"run_node: node must be an onnx.NodeProto, got {type(node).__name__}")
         names = [name for name in node.input if name]
         if len(names) != len(inputs):
             raise ValueError(
@@ -127,7 +129,7 @@ class Backend(base.Backend):
     @classmethod
     def supports_device(cls, device: str) -> bool:
         """Whether models run on this device: ``"CPU"`` only."""
-        return device.split(":")[0] == "CPU"
+        return isinstance(device, str) and device.split(":")[0] == "CPU"
 
 
 def explain(model: Any, inputs: Sequence[Any] | Mapping[str, Any] | None = None, **kwargs: Any) -> Explanation:

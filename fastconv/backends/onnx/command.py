@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...arguments import typed_sizes
 from ...settings import get_num_threads
 from .executor import Executor
 from .graph import Array, Value
@@ -155,10 +156,10 @@ def _sizes(shapes: Sequence[str], wanted: Mapping[str, Value]) -> dict[str, tupl
             name = next(iter(wanted))
         if name not in wanted:
             raise ValueError(f"--shape {text}: say NAME=1x3x224x224, where NAME is one of {_list(wanted)}")
-        parts = sizes.lower().replace("×", "x").replace(",", "x").split("x")
-        if not all(part.strip().isdecimal() for part in parts):
+        typed = typed_sizes(sizes)
+        if typed is None:
             raise ValueError(f"--shape {text}: sizes must be numbers such as 1x3x224x224")
-        found[name] = tuple(map(int, parts))
+        found[name] = typed
     return found
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...settings import options
+from ...arguments import is_sequence
+from ...settings import check_threads, options
 from . import passes
 from .graph import Array, Value, build
 from .model import load
@@ -59,11 +60,13 @@ class Executor:
 
     Raises
     ------
-    ValueError : the model is damaged, or not what ONNX allows.
-    TypeError : ``model`` is none of those.
+    ValueError : the model is damaged, or not what ONNX allows; no such number of threads.
+    TypeError : ``model`` is none of those; ``threads`` is no integer.
     """
 
     def __init__(self, model: Any, *, threads: int | None = None) -> None:
+        if threads is not None:
+            check_threads("prepare", threads, "threads")
         loaded = load(model)
         graph = build(loaded.proto, loaded.folder, loaded.tensors)
         self.nodes = len(graph.nodes)
@@ -153,6 +156,8 @@ class Executor:
         else:
             if isinstance(inputs, np.ndarray):
                 raise TypeError("run: inputs must be a list of arrays or a dictionary, got one array; run([x])")
+            if not is_sequence(inputs):
+                raise TypeError(f"run: inputs must be a list of arrays or a dictionary, got {type(inputs).__name__}")
             if len(inputs) != len(self.inputs):
                 raise ValueError(
                     f"run: the model has {len(self.inputs)} inputs ({', '.join(self.inputs)}), got {len(inputs)}"

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -59,25 +58,37 @@ def means(
 
 
 def _pool(kind: str, builder: Any, x: torch.Tensor, indices: bool = False, **parameters: Any) -> list[torch.Tensor]:
-    """The pooled tensor, and the indices if they are wanted: :func:`on_arrays`, called once."""
-    last = is_channels_last(x)
+    """The pooled tensor, and the indices if they are wanted."""
+    rank, last = x.dim() - 2, is_channels_last(x)
     with on_device(x):
         source = channels_last_view(array(x)) if last else array(x)
-        found = on_arrays(kind, builder, x, indices, **parameters)(source)
-        return [tensor(channels_first_view(a) if last else a) for a in (found if indices else (found,))]
+        found = pooling.pool(
+            _name(kind, builder, rank), rank, builder, kind, source, **_keywords(last, indices), **parameters
+        )
+        return [tensor(channels_first_view(a) if last else a) for a in (found[:2] if indices else found[:1])]
+
+
+def _name(kind: str, builder: Any, rank: int) -> str:
+    return f"adaptive_{kind}{rank}d" if builder is adaptive_pool_problem else f"{kind}{rank}d"
+
+
+def _keywords(last: bool, indices: bool) -> dict[str, Any]:
+    return {"layout": "channels_last" if last else None, "indices": "int64" if indices else None}
 
 
 def on_arrays(kind: str, builder: Any, x: torch.Tensor, indices: bool = False, **parameters: Any) -> Any:
-    """The pooling of tensors like x as a function of arrays, which gives y, or y and the indices."""
-    rank = x.dim() - 2
-    op = f"adaptive_{kind}{rank}d" if builder is adaptive_pool_problem else f"{kind}{rank}d"
-    pool: Any = partial(
-        pooling.pool, op, rank, builder, kind, layout="channels_last" if is_channels_last(x) else None,
-        indices="int64" if indices else None, **parameters,
-    )  # fmt: skip
-    if indices:
-        return lambda source: pool(source)[:2]
-    return lambda source: pool(source)[0]
+    """A pooling that has run as a function of arrays like that of x, which gives y, or y and the indices."""
+    rank, last = x.dim() - 2, is_channels_last(x)
+    op, keywords = _name(kind, builder, rank), {**_keywords(last, indices), **parameters}
+    source = channels_last_view(array(x)) if last else array(x)
+    ready = pooling.kept_pool(op, builder, source, **keywords)
+
+    def pool(source: Any) -> Any:
+        found = None if ready is None else ready(source, None)  # which is particular about where memory lies
+        found = found or pooling.pool(op, rank, builder, kind, source, **keywords)
+        return found[:2] if indices else found[0]
+
+    return pool
 
 
 def _gradient(
