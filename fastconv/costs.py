@@ -320,8 +320,8 @@ def bfloat16_work(problem: ConvProblem) -> Work:
 
 
 def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
-    """Products of whole tiles, 14, 12, 8 or 4 a time; transforms, a vector of 16 channels at once; the transformed weights,
-    which every block reads; threads share the tiles, or where those are few the output channels."""
+    """Products of whole tiles, 14, 12, 8 or 4 a time; transforms, a vector of 16 channels at once; the transformed
+    weights, which every block reads; threads share the tiles, or where those are few the output channels."""
     s = _Sizes(problem)
     height, width = (1, *s.size)[-2:]
     tiles = max(1, s.batch * -(-height // variant.rows[0]) * -(-width // variant.columns[0]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import ACTIVATIONS
 from .compile import jit
-from .simd import as_bits, copy, from_bits, keep_whole, load, pointer, shift, store
+from .simd import add_clamped, as_bits, copy, from_bits, keep_whole, load, pointer, shift, store
 
 RELU, RELU6, LEAKY_RELU, SILU, GELU, SIGMOID, TANH, HARDSWISH = range(1, 9)
 
@@ -148,8 +148,17 @@ def activate(row, n, activation):
 
 @jit(inline=True)
 def finish(row, n, has_bias, bias, bias_step, has_residual, residual, residual_step, activation, out, out_step):
-    """Finish ``n`` sums at ``row`` and store them at ``out``; bias_step 0 adds one number to all of them."""
+    """Finish ``n`` sums at ``row`` and store them at ``out``; bias_step 0 adds one number to all of them.
+
+    What ends a residual block, a residual and at most a clamp, is one pass.
+    """
     keep_whole()
+    clamps = activation in (0, RELU, RELU6)
+    if has_residual and residual_step == 1 and out_step == 1 and bias_step == 0 and clamps:
+        constant = load(bias, 0) if has_bias else -0.0  # the number whose addition changes no other
+        low, high = 0.0 if activation else -np.inf, 6.0 if activation == RELU6 else np.inf
+        add_clamped(row, constant, residual, low, high, out, n)
+        return
     if has_bias:
         if bias_step == 0:
             b = load(bias, 0)

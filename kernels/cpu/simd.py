@@ -515,6 +515,43 @@ def copy(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
 
 
 @intrinsic
+def add_clamped(
+    typingctx: Any, source: Any, constant: Any, other: Any, low: Any, high: Any, target: Any, n: Any
+) -> Any:
+    """``target[i] = min(max(source[i] + constant + other[i], low), high)`` for i < n; NaN stays NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, constant, other, low, high, target, n = args
+        v = _Vectors(builder, sig.args[0])
+        constant, low, high = (v.splat(number) for number in (constant, low, high))
+
+        def clamped(x: ir.Value, y: ir.Value) -> ir.Value:
+            x = builder.fadd(builder.fadd(x, constant), y)
+            x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+            return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+
+        entry = builder.block
+        head, body, tail = (builder.append_basic_block(name) for name in ("head", "body", "tail"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        (i,) = _phis(builder, [_int(0)], entry)
+        after = builder.add(i, _int(v.lanes))
+        builder.cbranch(builder.icmp_signed("<=", after, n), body, tail)
+        builder.position_at_end(body)
+        v.store(clamped(v.load(source, i), v.load(other, i)), target, i)
+        i.add_incoming(after, body)
+        builder.branch(head)
+        builder.position_at_end(tail)
+        left = builder.sub(n, i)
+        mask = v.first(left)
+        v.store_first(clamped(v.masked_load(source, i, mask), v.masked_load(other, i, mask)), target, i, left)
+        return context.get_dummy_value()
+
+    number = source.dtype
+    return types.void(source, number, other, number, number, target, types.int64), codegen
+
+
+@intrinsic
 def copy_every_second(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
     """``target[i] = source[2 * i]`` for i < n, a vector at a time; nothing past ``source[2 * n - 2]`` is read."""
 
