@@ -326,8 +326,8 @@ def bfloat16_work(problem: ConvProblem) -> Work:
 
 
 def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
-    """Products of whole tiles, 14, 8 or 4 a time; transforms, a vector of 16 channels at once; the transformed weights,
-    which every block reads; threads share the tiles, or where those are few the output channels."""
+    """Products of whole tiles, 14, 12, 8 or 4 a time; transforms, a vector of 16 channels at once; the transformed
+    weights, which every block reads; threads share the tiles, or where those are few the output channels."""
     s = _Sizes(problem)
     height, width = (1, *s.size)[-2:]
     tiles = max(1, s.batch * -(-height // variant.rows[0]) * -(-width // variant.columns[0]))
@@ -360,9 +360,9 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
 
 
 def _heights(tiles: int) -> int:
-    """Rows computed for so many, in pieces of 14, the last one of 4, 8, 12 or 14."""
+    """Rows computed for so many, in pieces of 14, the last one of 4, 8, 12 or 14, or the last two of 8."""
     whole, left = divmod(tiles, 14)
-    return 14 * whole + min(14, _up(left, 4))
+    return tiles if whole and left == 2 else 14 * whole + min(14, _up(left, 4))
 
 
 # --------------------------------------------------------------------------------------------------- predicted seconds

@@ -132,6 +132,7 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
 
 _high = _make_panel_tile(TILE_ROWS, near=NEAR)
 _plain = _make_panel_tile(TILE_ROWS, second=False, near=NEAR)
+_upper = _make_panel_tile(MIDDLE_ROWS + LOW_ROWS)
 _middle = _make_panel_tile(MIDDLE_ROWS)
 _low = _make_panel_tile(LOW_ROWS)
 
@@ -165,9 +166,12 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, ahead, aimed, kind
             if left <= LOW_ROWS:
                 _low(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
                 i += LOW_ROWS
-            elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS or MIDDLE_ROWS < left <= both < TILE_ROWS:
+            elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS:
                 _middle(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
                 i += MIDDLE_ROWS
+            elif left <= both < TILE_ROWS:
+                _upper(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                i += both
             elif pieces > 0:
                 _high(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
                 i += TILE_ROWS
