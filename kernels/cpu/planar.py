@@ -19,11 +19,11 @@ Loops of ``forward``, outermost first; threads share the items:
 A stride in the columns would spread a tile's pixels: slab rows are split in phases (column mod stride), each of which
 is read as if the stride were 1. Sums are complete when they leave the registers (n products round at most n times),
 and go straight to the output where nothing is to be added to them but the bias; else through one tile of
-memory in the L1 cache, to which bias, residual and activation are applied.
+memory in the L1 cache, to which bias, residual and activation are applied. To channels-last output tiles are turned.
 
 Wins where ``direct`` must turn much data for few products: first layers of 1 to 4 channels, 8 output channels (direct's
 vectors stand half empty); ``pointwise`` is its sister for 1x1 kernels. Loses where rows are short (of a row of 7 pixels
-a vector wastes 9 lanes) and to channels-last arrays, whose pixels lie far apart.
+a vector wastes 9 lanes) and to channels-last input, whose pixels lie far apart.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .epilogue import RELU6, add_run, finish
 from .gemm import copy_strided, multiply_pixels, zero
 from .phases import entry_points
 from .planar_blocking import planar_forward
-from .simd import PIXEL_ROWS, keep_whole, load, pointer, shift, unpack, vector_lanes
+from .simd import PIXEL_ROWS, keep_whole, load, pointer, shift, transpose_part, transpose_square, unpack, vector_lanes
 from .weights import pack_rows
 
 
@@ -176,6 +176,40 @@ def pack_planes(table, kind, slab, line, n, channel, od, oh0, rows, ow0, columns
         zero(shift(plane, ((g.kernel_d - 1) * g.slab_rows + used) * row_step), lanes)
 
 
+@jit(inline=True)
+def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zeros):
+    """Channel blocks ``first`` to ``last`` of channels-last output: tiles one below the other, until their rows are a
+    vector of channels, then transposed straight into the output."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    lanes = vector_lanes(kind)
+    ld, step = 3 * lanes, max(1, lanes // PIXEL_ROWS)
+    out, offsets, bias = pointer(g.out, kind), pointer(g.offsets, table), pointer(g.bias, kind)
+    for k_block in range(first, last, step):
+        tiles = min(step, last - k_block)
+        channel, channels = group * g.group_outputs + k_block * PIXEL_ROWS, tiles * PIXEL_ROWS
+        w = shift(pointer(g.weights, kind), (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
+        for i in range(0, 4 * run_count, 4):
+            position, length, y = load(runs, i), load(runs, i + 1), load(runs, i + 2)
+            for p in range(0, length, ld):
+                wide = min(ld, length - p)
+                for j in range(tiles):
+                    row = j * PIXEL_ROWS
+                    start = shift(bias, channel + row) if g.bias else zeros
+                    multiply_pixels(
+                        -(-wide // lanes), g.depth, offsets, shift(w, g.depth * row), shift(slab, position + p),
+                        shift(sums, row * ld), ld, ld, start, zeros, -1, g.activation, w, 0,
+                    )  # fmt: skip
+                for q in range(0, wide, lanes):
+                    columns = min(lanes, wide - q)
+                    for row in range(0, channels, lanes):
+                        square, to = shift(sums, row * ld + q), shift(out, y + (p + q) * g.out_w + channel + row)
+                        if row + lanes <= channels and columns == lanes:
+                            transpose_square(square, ld, to, g.out_w)
+                        else:
+                            transpose_part(square, ld, to, g.out_w, channels - row, columns)
+
+
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
@@ -185,7 +219,7 @@ def forward_range(t, threads, table, chunk, kind):
     slab, memory = pointer(memory, kind), memory + g.slab_bytes
     line, memory = pointer(memory, kind), memory + g.line_bytes
     sums, runs = pointer(memory, kind), pointer(memory + g.tile_bytes, table)
-    zeros = shift(sums, PIXEL_ROWS * 3 * lanes)
+    zeros = shift(sums, max(lanes, PIXEL_ROWS) * 3 * lanes)
     zero(zeros, PIXEL_ROWS)
     weights, offsets = pointer(g.weights, kind), pointer(g.offsets, table)
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
@@ -195,6 +229,8 @@ def forward_range(t, threads, table, chunk, kind):
         and g.depth > 0
         and (g.residual == 0 or (g.residual_w == 1 and g.residual_c >= 0))
     )
+    turned = g.out_c == 1 and g.residual == 0 and g.activation <= RELU6 and g.depth > 0
+    turned = turned and g.group_outputs % PIXEL_ROWS == 0 and not plain
     packed_block, run_count = -1, 0
     items = g.batch * g.out_depth * g.row_blocks * g.column_blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
@@ -215,7 +251,11 @@ def forward_range(t, threads, table, chunk, kind):
                 position = r * g.stride_h * g.phases * g.pitch
                 run_count = add_run(runs, run_count, position, columns, y, g.out_w, z, g.residual_w)
 
-        for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
+        first, last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
+        if turned:
+            turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zeros)
+            continue
+        for k_block in range(first, last):
             w = shift(weights, (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
             channel = group * g.group_outputs + k_block * PIXEL_ROWS
             height = min(PIXEL_ROWS, g.group_outputs - k_block * PIXEL_ROWS)

@@ -26,7 +26,8 @@ PLANE_BYTES = 256 << 10  # of one thread's packed planes
 PAGE_BYTES = 4096
 PANEL_BYTES = 160 << 10  # of each of a 1x1's two slabs; 96 loses up to 8% (fewest channels), 640 up to 14% (most)
 PLANE_PIXELS = 8192  # of one thread's block of planes
-TILE_BYTES = aligned(MAX_PIXEL_ROWS * PIXEL_VECTORS * MAX_VECTOR_BYTES) + LINE_BYTES  # sums, and zeros
+SQUARE_ROWS = MAX_VECTOR_BYTES // 4  # of tiles one below the other, to be turned: as many as a vector has lanes
+TILE_BYTES = aligned(SQUARE_ROWS * PIXEL_VECTORS * MAX_VECTOR_BYTES) + LINE_BYTES  # sums, and zeros
 
 
 @dataclass(frozen=True)
