@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import dispatch
+from fastconv import dispatch, settings
 from fastconv.problem import ConvProblem
 from fastconv.registry import resolve
 from fastconv.testing import cases
@@ -86,7 +86,7 @@ def measure(threads: int, seconds: float) -> list[dict[str, Any]]:
     """One record a problem: GFLOP/s of each row, the one chosen, and what the choice loses."""
     records = []
     for name, problem in problems():
-        rows = dispatch.candidates(problem, dispatch.Options(), threads)
+        rows = dispatch.candidates(problem, settings.Options(), threads)
         able = [c for c in rows if c.able and c.row.family != "reference"]
         times = best_seconds({c.algorithm: caller(c, problem, threads) for c in able}, seconds)
         chosen = dispatch.choose(problem, threads=threads).algorithm

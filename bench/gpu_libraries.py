@@ -96,7 +96,7 @@ def _convolution(task: Task, sets: list[Arrays], algorithm: str) -> Ready:
 
 def _pooling(task: Task, sets: list[Arrays], algorithm: str) -> Ready:
     import fastconv as fc
-    from fastconv import call
+    from fastconv import pooling
     from fastconv.problem import adaptive_pool_problem, pool_problem
 
     case = task.case
@@ -112,9 +112,11 @@ def _pooling(task: Task, sets: list[Arrays], algorithm: str) -> Ready:
         calls = []
         for s in sets:  # what a recorded forward pass leaves for backward: compact positions of the maxima
             wanted = "int32" if case.op == "max_pool" else None
-            y, indices, problem = call.pool(case.op, case.rank, build, case.op, s["x"], size, indices=wanted, **options)
+            y, indices, problem = pooling.pool(
+                case.op, case.rank, build, case.op, s["x"], size, indices=wanted, **options
+            )
             saved = () if indices is None else (indices,)
-            calls.append(partial(call.pool_gradient, problem, s["dy"], *saved, like=y, batched=True))
+            calls.append(partial(pooling.pool_gradient, problem, s["dy"], *saved, like=y, batched=True))
         return Ready(calls, fc.explain(calls[0]).chosen)
 
 

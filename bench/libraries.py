@@ -102,7 +102,7 @@ LONG = 2e10
 
 def _pooling(task: Task, data: Data, algorithm: str) -> Ready:
     import fastconv as fc
-    from fastconv import call
+    from fastconv import pooling
     from fastconv.problem import adaptive_pool_problem, pool_problem
 
     if algorithm == "im2col":
@@ -116,9 +116,9 @@ def _pooling(task: Task, data: Data, algorithm: str) -> Ready:
         return Ready(partial(function, out=y) if case.kernel else function, np.asarray)
     # What a recorded forward pass leaves for backward: compact positions of the maxima.
     wanted = "int32" if case.op == "max_pool" else None
-    y, indices, problem = call.pool(case.op, case.rank, build, case.op, x, size, indices=wanted, **options)
+    y, indices, problem = pooling.pool(case.op, case.rank, build, case.op, x, size, indices=wanted, **options)
     saved = () if indices is None else (indices,)
-    return Ready(partial(call.pool_gradient, problem, data["dy"], *saved, like=y, batched=True), np.asarray)
+    return Ready(partial(pooling.pool_gradient, problem, data["dy"], *saved, like=y, batched=True), np.asarray)
 
 
 def expected(task: Task) -> Array:

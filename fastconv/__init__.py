@@ -14,15 +14,7 @@ from types import ModuleType
 
 from ._version import __version__
 from .autograd import Tensor, no_grad
-from .dispatch import (
-    SlowPathWarning,
-    cache_clear,
-    cache_info,
-    explain,
-    get_num_threads,
-    options,
-    set_num_threads,
-)
+from .dispatch import SlowPathWarning, cache_clear, cache_info, explain
 from .functional import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -61,6 +53,7 @@ from .plan import (
     plan_conv_transpose2d,
     plan_conv_transpose3d,
 )
+from .settings import get_num_threads, options, set_num_threads
 
 _SUBMODULES = ("backends", "data", "grad", "kernels", "nn", "optim", "testing", "train", "tuning")
 

@@ -7,14 +7,13 @@ arrays in (:mod:`fastconv.arrays`), problem (:mod:`fastconv.problem`), choice (:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arguments import freeze, mismatch, normalize_layout, shape_of
 from .arrays import (
     channels_first,
     check_out,
@@ -25,7 +24,6 @@ from .arrays import (
     intake,
     on_device,
     overlaps,
-    place,
     restore,
     same_kind,
 )
@@ -33,26 +31,17 @@ from .autograd import array_module
 from .dispatch import (
     Settled,
     cached_problem,
-    default_threads,
     device_workspace,
     execute,
     select,
     settle,
     shared_workspace,
 )
-from .kernels.geometry import PoolGeometry, Sizes
-from .pooled import ready_calls, ready_pool
-from .problem import (
-    ConvProblem,
-    PoolProblem,
-    conv_problem,
-    conv_transpose_problem,
-    freeze,
-    mismatch,
-    normalize_layout,
-    shape_of,
-)
+from .kernels.geometry import Sizes
+from .pooled import ready_calls
+from .problem import ConvProblem, conv_problem, conv_transpose_problem
 from .registry import resolve
+from .settings import default_threads
 
 
 class Layout:
@@ -73,6 +62,13 @@ class Layout:
         view, batched = channels_first(self.op, name, x, self.rank, self.name)
         if batched != self.batched:
             raise ValueError(f"{self.op}: {name} of shape {x.shape} and x disagree about having a batch dimension")
+        return view
+
+    def gradient(self, dy: Any, shape: Sizes) -> Any:
+        """A gradient viewed channels first; its shape must be the output's."""
+        view = self.view("dy", dy)
+        if view.shape != shape:
+            mismatch(self.op, "dy", dy.shape, self.seen(shape), " (the output's)")
         return view
 
     def back(self, x: Any) -> Any:
@@ -152,6 +148,24 @@ def _exact(value: Any) -> bool:
     return _only_integers(value) or all(type(v) is int or (type(v) is tuple and _exact(v)) for v in value)
 
 
+def call_key(
+    op: str, threads: int, builder: Any, x: Any, arguments: tuple[Any, ...], parameters: dict[str, Any]
+) -> Any:
+    """What a call depends on besides its arrays' elements; None where a dictionary cannot tell it apart.
+
+    Equal numbers of different types (1, True, 1.0) are different arguments: some of them are errors.
+    """
+    values = (*arguments, *parameters.values())
+    types = [*map(type, values)]
+    if not _SCALARS.issuperset(types):
+        for value in values:
+            if type(value) is tuple and _only_integers(value):
+                continue
+            if type(value) not in _SCALARS and (type(value) is not tuple or not _exact(value)):
+                return None
+    return (op, threads, builder, x.shape, x.dtype, values, *parameters, *types)
+
+
 # ------------------------------------------------------------------------------------------------------ convolution
 
 
@@ -181,12 +195,14 @@ class Kind(NamedTuple):
         self, lay: Layout, algorithm: str, x_shape: Sizes, w_shape: Sizes, like: Any, parameters: dict[str, Any]
     ) -> Settled:
         """The forward problem and its kernel, from the cache where a cache can tell the parameters apart."""
+        exact = type(algorithm) is str
         for name, value in parameters.items():
             if type(value) not in _SCALARS:
                 parameters[name] = value = freeze(value)
-                if not _exact(value):
-                    problem = self.problem(lay, x_shape, w_shape, like, {"direction": self.forward, **parameters})
-                    return Settled(problem, select(problem, algorithm, lay.op))
+                exact = exact and _exact(value)
+        if not exact:
+            problem = self.problem(lay, x_shape, w_shape, like, {"direction": self.forward, **parameters})
+            return Settled(problem, select(problem, algorithm, lay.op))
         return settle(
             self.builder, lay.op, algorithm, lay.rank, x_shape, w_shape, dtype=dtype_name(like.dtype),
             layout=lay.name, device=device_of(like), direction=self.forward, **parameters,
@@ -210,7 +226,7 @@ class ReadyConv:
         kernel = resolve(choice.row.target)
         self.kernel = partial(kernel, problem.geometry, activation=problem.activation, packed=None, threads=threads)
 
-    def __call__(self, x: Any, w: Any, bias: Any, out: Any) -> Any:
+    def __call__(self, x: Any, w: Any, bias: Any, out: Any = None) -> Any:
         lay = self.lay
         if self.plain and out is None:
             y = np.empty(self.shape, self.dtype)
@@ -237,21 +253,39 @@ def _where(x: Any, *others: Any) -> Any:
     return device if all(y.data.device_id == device for y in others) else None
 
 
+def _conv_key(
+    kind: Kind, op: str, threads: int, x: Any, w: Any, bias: Any, layout: Any, algorithm: Any,
+    parameters: dict[str, Any],
+) -> Any:  # fmt: skip
+    """:func:`call_key` of a convolution; None also where its arrays or the options are not for a kept call."""
+    if not threads or not hasattr(x, "dtype"):
+        return None
+    others = (w,) if bias is None else (w, bias)
+    where = _where(x, *others)
+    if where is None:
+        return None
+    return call_key(op, threads, kind, x, (layout, algorithm, where, *[y.shape for y in others]), parameters)
+
+
+def ready_conv(
+    kind: Kind, op: str, x: Any, w: Any, bias: Any, *, layout: str | None, **parameters: Any
+) -> ReadyConv | None:
+    """What :func:`conv` kept of such a call, for callers that know by other signs which calls are alike; or None."""
+    key = _conv_key(kind, op, default_threads(), x, w, bias, layout, "auto", parameters)
+    ready: ReadyConv | None = ready_calls.get(key)
+    return ready
+
+
 def conv(
     kind: Kind, op: str, rank: int, x: Any, w: Any, bias: Any = None, *, residual: Any = None,
     layout: str | None = None, algorithm: str = "auto", out: Any = None, **parameters: Any,
 ) -> Any:  # fmt: skip
     """A convolution or its transpose. ``parameters`` are those of the kind's builder."""
-    threads, key = default_threads(), None
-    if threads and residual is None and hasattr(x, "dtype"):
-        others = (w,) if bias is None else (w, bias)
-        where = _where(x, *others)
-        if where is not None:
-            shapes = tuple(y.shape for y in others)
-            key = _key(op, threads, kind, x, layout, (algorithm, where), shapes, parameters)
-            ready = ready_calls.get(key)
-            if ready is not None:
-                return ready(x, w, bias, out)
+    threads = default_threads()
+    key = _conv_key(kind, op, threads, x, w, bias, layout, algorithm, parameters) if residual is None else None
+    ready = ready_calls.get(key)
+    if ready is not None:
+        return ready(x, w, bias, out)
     x, w = intake(op, "x", x), intake(op, "w", w)
     bias = None if bias is None else intake(op, "bias", bias)
     residual = None if residual is None else intake(op, "residual", residual)
@@ -284,7 +318,7 @@ def input_gradient(
     lay = Layout(op, rank, layout)
     shape = lay.logical("input_size", input_size)
     problem = kind.problem(lay, shape, w.shape, dy, {"direction": kind.input_gradient, **parameters})
-    view = _gradient(lay, dy, kind.shapes(problem)[1])
+    view = lay.gradient(dy, kind.shapes(problem)[1])
     choice = select(problem, algorithm, op)
     output = Output(lay, None, dy, shape)
     execute(choice, problem, view, w, None, None, output.target, activation=None, packed=None)
@@ -304,7 +338,7 @@ def weight_gradient(
     view = lay.first("x", x)
     shape = shape_of(op, "weight_size", weight_size)
     problem = kind.problem(lay, view.shape, shape, x, {"direction": "grad_weight", **parameters})
-    gradient = _gradient(lay, dy, kind.shapes(problem)[1])
+    gradient = lay.gradient(dy, kind.shapes(problem)[1])
     choice = select(problem, algorithm, op)
     out = empty(x, shape, "channels_first")
     execute(choice, problem, *((view, gradient) if kind is CONV else (gradient, view)), out)
@@ -319,220 +353,3 @@ def bias_gradient(op: str, rank: int, dy: Any, *, layout: str | None = None) -> 
     view = lay.first("dy", dy)
     with on_device(view):
         return view.sum(axis=(0, *range(2, rank + 2)))
-
-
-def _gradient(lay: Layout, dy: Any, shape: Sizes) -> Any:
-    """``dy`` viewed channels first; its shape must be the output's."""
-    view = lay.view("dy", dy)
-    if view.shape != shape:
-        mismatch(lay.op, "dy", dy.shape, lay.seen(shape), " (the output's)")
-    return view
-
-
-# ---------------------------------------------------------------------------------------------------------- pooling
-
-
-def pool(
-    op: str, rank: int, builder: Callable[..., PoolProblem], kind: str, x: Any, *arguments: Any,
-    layout: str | None = None, indices: Any = None, out: Any = None, **parameters: Any,
-) -> tuple[Any, Any, PoolProblem]:  # fmt: skip
-    """Any pooling. ``indices`` is the dtype of the indices wanted, or None. Returns (y, indices or None, problem)."""
-    threads = default_threads()
-    key = None
-    if threads and type(x) is np.ndarray:
-        key = _key(op, threads, builder, x, layout, indices, arguments, parameters)
-        ready = ready_calls.get(key)
-        if ready is not None:
-            result = ready(x, out)
-            if result is not None:
-                return result
-            key = None
-    given, x = x, intake(op, "x", x)
-    float_dtype(op, "x", x.dtype)
-    lay = Layout(op, rank, layout)
-    view = lay.first("x", x)
-    problem = build(
-        builder,
-        op, rank, kind, view.shape, *arguments, dtype=dtype_name(x.dtype), layout=lay.name, device=device_of(x),
-        indices=indices is not None, **parameters,
-    )  # fmt: skip
-    shape = problem.geometry.output_shape
-    choice = select(problem, op=op)
-    output = Output(lay, out, x, shape, x)
-    if kind not in ("max_pool", "min_pool"):
-        execute(choice, problem, view, output.target)
-        positions = None
-    else:
-        positions = None if indices is None else empty(x, shape, lay.name, indices)
-        execute(choice, problem, view, positions, output.target)
-    if key is not None and x is given:  # not a copy in another byte order
-        ready = ready_pool(choice, problem, x, lay.seen(shape), indices, threads)
-        if ready is not None:
-            ready_calls[key] = ready
-    return output.result(), None if positions is None else lay.back(positions), problem
-
-
-def _key(
-    op: str, threads: int, builder: Any, x: Any, layout: Any, option: Any, arguments: Any, parameters: dict[str, Any]
-) -> Any:
-    """What a call depends on besides its arrays' elements; None where a dictionary cannot tell it apart.
-
-    Equal numbers of different types (1, True, 1.0) are different arguments: some of them are errors.
-    """
-    values = (*arguments, *parameters.values())
-    types = [*map(type, values)]
-    if not _SCALARS.issuperset(types):
-        for value in values:
-            if type(value) is tuple and _only_integers(value):
-                continue
-            if type(value) not in _SCALARS and (type(value) is not tuple or not _exact(value)):
-                return None
-    return (op, threads, builder, x.shape, x.dtype, layout, option, values, *parameters, *types)
-
-
-def pool_gradient(problem: PoolProblem, *arrays: Any, like: Any, batched: bool) -> Any:
-    """Input gradient of a pooling from the arrays its kernel takes, in the user's layout; ``like`` gives the dtype."""
-    backward = replace(problem, direction="grad_input")
-    g = backward.geometry
-    lay = Layout(problem.op, g.rank, problem.layout)
-    lay.batched = batched
-    views = [lay.view("dy", a) for a in arrays]
-    choice = select(backward, op=problem.op)
-    shape = g.output_shape if problem.op == "max_unpool" else g.input_shape
-    output = Output(lay, None, like, shape)
-    execute(choice, backward, *views, output.target)
-    return output.result()
-
-
-def picked_gradient(
-    op: str, rank: int, builder: Callable[..., PoolProblem], kind: str, x: Any, dy: Any, *arguments: Any,
-    layout: str | None = None, **parameters: Any,
-) -> Any:  # fmt: skip
-    """Gradient of a maximum or minimum pooling of x: finds the positions again."""
-    dy = _pool_dy(op, "x", x, dy)
-    _, indices, problem = pool(op, rank, builder, kind, x, *arguments, indices="int64", layout=layout, **parameters)
-    lay = Layout(op, rank, layout)
-    lay.first("x", x)
-    _gradient(lay, dy, problem.geometry.output_shape)
-    return pool_gradient(problem, dy, indices, like=dy, batched=lay.batched)
-
-
-def lp_gradient(
-    op: str, rank: int, builder: Callable[..., PoolProblem], x: Any, dy: Any, *arguments: Any,
-    layout: str | None = None, **parameters: Any,
-) -> Any:  # fmt: skip
-    """Gradient of an Lp pooling of x: computes the norms again."""
-    dy = _pool_dy(op, "x", x, dy)
-    y, _, problem = pool(op, rank, builder, "lp_pool", x, *arguments, layout=layout, **parameters)
-    lay = Layout(op, rank, layout)
-    lay.first("x", x)
-    _gradient(lay, dy, problem.geometry.output_shape)
-    return pool_gradient(problem, intake(op, "x", x), y, dy, like=dy, batched=lay.batched)
-
-
-def avg_gradient(
-    op: str, rank: int, builder: Callable[..., PoolProblem], input_size: Any, dy: Any, *arguments: Any,
-    layout: str | None = None, **parameters: Any,
-) -> Any:  # fmt: skip
-    """Gradient of an average pooling whose input had the shape ``input_size``."""
-    dy = intake(op, "dy", dy)
-    float_dtype(op, "dy", dy.dtype)
-    lay = Layout(op, rank, layout)
-    shape = lay.logical("input_size", input_size)
-    problem = build(
-        builder,
-        op,
-        rank,
-        "avg_pool",
-        shape,
-        *arguments,
-        dtype=dtype_name(dy.dtype),
-        layout=lay.name,
-        device=device_of(dy),
-        **parameters,
-    )
-    _gradient(lay, dy, problem.geometry.output_shape)
-    return pool_gradient(problem, dy, like=dy, batched=lay.batched)
-
-
-def unpool_gradient(op: str, rank: int, indices: Any, dy: Any, *, layout: str | None = None) -> Any:
-    """Gradient of an unpooling: dy at the positions in ``indices``."""
-    dy, indices = intake(op, "dy", dy), _positions(op, indices, "dy", dy)
-    float_dtype(op, "dy", dy.dtype)
-    lay = Layout(op, rank, layout)
-    size, out = lay.first("dy", dy).shape, lay.view("indices", indices).shape
-    if size[:2] != out[:2]:
-        raise ValueError(
-            f"{op}: indices of shape {indices.shape} and dy of shape {dy.shape} need the same batch and channels"
-        )
-    geometry = PoolGeometry(size[0], size[1], size[2:], out[2:])
-    _in_plane(op, indices, geometry)
-    problem = PoolProblem("max_unpool", geometry, "grad_input", dtype_name(dy.dtype), lay.name, device_of(dy), True)
-    return pool_gradient(problem, dy, indices, like=dy, batched=lay.batched)
-
-
-def _pool_dy(op: str, name: str, x: Any, dy: Any) -> Any:
-    dy = intake(op, "dy", dy)
-    same_kind(op, (name, intake(op, name, x)), ("dy", dy))
-    return dy
-
-
-def _positions(op: str, indices: Any, name: str, x: Any) -> Any:
-    indices = intake(op, "indices", indices)
-    if dtype_name(indices.dtype) not in ("int64", "int32"):
-        raise TypeError(
-            f"{op}: indices must be int64 or int32 (as return_indices=True gives them), got {indices.dtype}"
-        )
-    if place(x) != place(indices):
-        raise TypeError(f"{op}: {name} is on {place(x)} and indices on {place(indices)}; move one of them")
-    return indices
-
-
-def _in_plane(op: str, indices: Any, geometry: PoolGeometry) -> None:
-    plane = math.prod(geometry.input_size)
-    if not indices.size:
-        return
-    with on_device(indices):
-        least, most = int(indices.min()), int(indices.max())
-    if not (least >= -1 and most < plane):
-        raise ValueError(
-            f"{op}: indices must lie in [0, {plane}), the positions of a plane of {geometry.input_size} "
-            f"(-1: nowhere); got {least} to {most}"
-        )
-
-
-def unpool(
-    op: str,
-    rank: int,
-    builder: Callable[..., PoolProblem],
-    x: Any,
-    indices: Any,
-    *arguments: Any,
-    layout: str | None = None,
-    **parameters: Any,
-) -> tuple[Any, PoolProblem]:
-    """Max unpooling: values of x to the positions that ``indices`` gives, zeros elsewhere."""
-    x = intake(op, "x", x)
-    float_dtype(op, "x", x.dtype)
-    indices = _positions(op, indices, "x", x)
-    lay = Layout(op, rank, layout)
-    view = lay.first("x", x)
-    positions = lay.view("indices", indices)
-    if positions.shape != view.shape:
-        mismatch(op, "indices", indices.shape, x.shape, " (that of x)")
-    problem = build(
-        builder,
-        op,
-        rank,
-        view.shape,
-        *arguments,
-        dtype=dtype_name(x.dtype),
-        layout=lay.name,
-        device=device_of(x),
-        **parameters,
-    )
-    _in_plane(op, indices, problem.geometry)
-    choice = select(problem, op=op)
-    output = Output(lay, None, x, problem.geometry.input_shape)
-    execute(choice, problem, view, positions, output.target)
-    return output.result(), problem

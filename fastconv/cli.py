@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _is_users(error: Exception) -> bool:
     """Errors about input, files and libraries, and the parser's own; anything else is a mistake of ours."""
-    return isinstance(error, (ValueError, OSError, ImportError, RuntimeError)) or hasattr(error, "format_message")
+    return isinstance(error, (ValueError, OSError, ImportError, RuntimeError, MemoryError)) or hasattr(
+        error, "format_message"
+    )
 
 
 def _one_line(error: Exception) -> str:
@@ -258,8 +260,8 @@ def explain(
     """
     import contextlib
 
-    from .dispatch import options
     from .inspection import explain_operation
+    from .settings import options
 
     parameters = {
         "weight_shape": _shape("weight", weight), "kernel_size": _spatial("kernel-size", kernel_size),

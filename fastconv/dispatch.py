@@ -11,12 +11,10 @@ every run. Choices are cached by problem and options, never by anything an array
 from __future__ import annotations
 
 import math
-import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -26,165 +24,21 @@ import numpy as np
 from . import measurements
 from .arrays import on_device
 from .autograd import array_module
-from .kernels.geometry import hashed_once
+from .bounds import sum_bound
 from .pooled import ready_calls
 from .problem import ConvProblem, Problem
-from .registry import ROWS, Row, families, resolve, rows_for, sum_bound
+from .registry import ROWS, Row, resolve, rows_for
+from .settings import DEFAULTS, Options, check_algorithm, current, get_num_threads
 
 DEFAULT_MAX_ERROR = 200.0
-"""Limit on automatic choices, in multiples of the direct algorithm's error bound; see :func:`options`."""
+"""Limit on automatic choices, in multiples of the direct algorithm's error bound; see :func:`fastconv.options`."""
 
-PRECISIONS = ("ieee", "tf32", "emulated")
 KEPT_WORKSPACE = 64 << 20
 CACHED_CHOICES = 4096
 
 
 class SlowPathWarning(UserWarning):
     """Only the float64 reference can run a problem: the result is right, and slow."""
-
-
-# --------------------------------------------------------------------------------------------------------- options
-
-
-@hashed_once
-@dataclass(frozen=True)
-class Options:
-    """What :func:`options` sets; None leaves the default."""
-
-    algorithm: str = "auto"
-    max_error: float | None = None
-    workspace_limit: int | None = None
-    deterministic: bool = False
-    precision: str = "ieee"
-    num_threads: int | None = None
-
-
-class _Current(threading.local):
-    options = Options()
-    probing = False
-
-
-_current = _Current()
-_num_threads: int | None = None
-
-
-def current_options() -> Options:
-    """The options in force in this thread."""
-    return _current.options
-
-
-@contextmanager
-def options(
-    *, algorithm: str | None = None, max_error: float | None = None, workspace_limit: int | None = None,
-    deterministic: bool | None = None, precision: str | None = None, num_threads: int | None = None,
-) -> Iterator[Options]:  # fmt: skip
-    """Set options for this thread inside a ``with`` block; what is not given keeps its value.
-
-    >>> import numpy as np, fastconv
-    >>> x, w = np.ones((1, 2, 5, 5), np.float32), np.ones((3, 2, 3, 3), np.float32)
-    >>> with fastconv.options(algorithm="im2col", num_threads=1):
-    ...     y = fastconv.conv2d(x, w)
-    >>> y.shape
-    (1, 3, 3, 3)
-
-    Parameters
-    ----------
-    algorithm : a family or variant name, or ``"auto"``. Operations without a kernel of that name (pooling, under
-        ``"im2col"``) choose automatically; one whose kernel of that name refuses the problem raises.
-    max_error : largest error bound allowed, in multiples of the direct algorithm's for the same problem and dtype:
-        1 admits only algorithms as accurate as direct. Explicit limits bind forced algorithms too.
-    workspace_limit : most bytes of scratch memory a kernel may use.
-    deterministic : only kernels that give the same bits on every run.
-    precision : ``"ieee"``, or ``"tf32"`` / ``"emulated"`` to also allow such kernels on GPUs that have them.
-    num_threads : CPU threads a call may use, at least 1.
-
-    Raises
-    ------
-    ValueError, TypeError : naming the option.
-    """
-    given: dict[str, Any] = {
-        "algorithm": algorithm, "max_error": max_error, "workspace_limit": workspace_limit,
-        "deterministic": deterministic, "precision": precision, "num_threads": num_threads,
-    }  # fmt: skip
-    previous = _current.options
-    changed = replace(previous, **{k: v for k, v in given.items() if v is not None})
-    _check_options(changed)
-    _current.options = changed
-    try:
-        yield changed
-    finally:
-        _current.options = previous
-
-
-def _check_options(o: Options) -> None:
-    _check_algorithm("options", o.algorithm)
-    for name in ("max_error", "workspace_limit"):
-        value = getattr(o, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, np.number))):
-            raise TypeError(f"options: {name} must be a number, got {value!r}")
-    if o.max_error is not None and not o.max_error > 0:
-        raise ValueError(f"options: max_error must be positive, got {o.max_error!r}")
-    if o.workspace_limit is not None and not o.workspace_limit >= 0:
-        raise ValueError(f"options: workspace_limit must be >= 0 bytes, got {o.workspace_limit!r}")
-    if o.precision not in PRECISIONS:
-        raise ValueError(f"options: precision must be one of {', '.join(map(repr, PRECISIONS))}, got {o.precision!r}")
-    if o.num_threads is not None:
-        _check_threads("options", o.num_threads)
-
-
-def _check_algorithm(op: str, algorithm: Any) -> None:
-    if algorithm != "auto" and algorithm not in families():
-        raise ValueError(
-            f"{op}: algorithm must be 'auto' or one of {', '.join(map(repr, families()))}; got {algorithm!r}"
-        )
-
-
-def _check_threads(op: str, n: Any) -> None:
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
-        raise TypeError(f"{op}: num_threads must be an integer, got {n!r}")
-    if n < 1:
-        raise ValueError(f"{op}: num_threads must be >= 1, got {n}")
-
-
-def set_num_threads(n: int) -> None:
-    """Set how many CPU threads calls use, in every thread that does not say otherwise by :func:`options`.
-
-    >>> import fastconv
-    >>> before = fastconv.get_num_threads()
-    >>> fastconv.set_num_threads(1); fastconv.get_num_threads()
-    1
-    >>> fastconv.set_num_threads(before)
-    """
-    global _num_threads
-    _check_threads("set_num_threads", n)
-    _num_threads = int(n)
-
-
-def get_num_threads() -> int:
-    """How many CPU threads a call may use: by :func:`options`, :func:`set_num_threads`, else the process's share.
-
-    The default is the number of CPUs the process may run on, or fewer where OMP_NUM_THREADS says so.
-
-    >>> import fastconv
-    >>> fastconv.get_num_threads() >= 1
-    True
-    """
-    return _current.options.num_threads or _num_threads or _default_threads()
-
-
-def default_threads() -> int:
-    """How many threads a call may use that chooses by the default options; 0 where other options are in force, or
-    :func:`explain` is looking."""
-    if _current.options is not _Current.options or _current.probing:
-        return 0
-    return _num_threads or _default_threads()
-
-
-@lru_cache(maxsize=1)
-def _default_threads() -> int:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return max(1, min(cpus, int(wanted))) if wanted.isdigit() else cpus
 
 
 # -------------------------------------------------------------------------------------------------------- choosing
@@ -276,7 +130,7 @@ def _limits(row: Row, problem: Problem, chosen: Options, workspace: int, bound: 
     return None
 
 
-def choose(problem: Problem, chosen: Options = Options(), threads: int = 1, op: str = "") -> Candidate:
+def choose(problem: Problem, chosen: Options = DEFAULTS, threads: int = 1, op: str = "") -> Candidate:
     """The able row that was measured to be fastest, else the one with the least predicted time.
 
     The reference is taken only where nothing else is able. ``op`` is the function's public name, for errors.
@@ -324,12 +178,12 @@ def select(problem: Problem, algorithm: str = "auto", op: str = "", *, warn: boo
 
     ``op`` is the function's public name, for errors.
     """
-    chosen = _current.options
-    if algorithm != "auto":
-        _check_algorithm(op or problem.op, algorithm)
+    chosen = current.options
+    if type(algorithm) is not str or algorithm != "auto":
+        check_algorithm(op or problem.op, algorithm)
         chosen = replace(chosen, algorithm=algorithm)
     threads = get_num_threads()
-    if _current.probing:
+    if current.probing:
         raise _Probed(_explain(problem, chosen, threads, op))
     choice = _choose_cached(problem, chosen, threads, op)
     if warn and choice.row.family == "reference" and chosen.algorithm != "reference":
@@ -356,9 +210,9 @@ class Settled(NamedTuple):
 def settle(builder: Callable[..., Any], op: str, algorithm: str, *arguments: Any, **keywords: Any) -> Settled:
     """The problem that ``builder`` makes of these arguments, whose equality must mean that they are the same, and
     :func:`select`'s choice: one look into a cache. What warns or raises is never kept."""
-    if _current.probing:
-        return _settle(_current.options, 0, builder, op, algorithm, *arguments, **keywords)
-    settled = _settle_cached(_current.options, get_num_threads(), builder, op, algorithm, *arguments, **keywords)
+    if current.probing:
+        return _settle(current.options, 0, builder, op, algorithm, *arguments, **keywords)
+    settled = _settle_cached(current.options, get_num_threads(), builder, op, algorithm, *arguments, **keywords)
     if settled.choice.row.family == "reference":
         select(settled.problem, algorithm, op)  # warns
     return settled
@@ -417,13 +271,13 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         raise TypeError(f"explain: function must be callable, got {function!r}; explain(fastconv.conv2d, x, w)")
     if hasattr(function, "explain"):  # a plan has chosen already
         return function.explain()
-    before, _current.probing = _current.probing, True
+    before, current.probing = current.probing, True
     try:
         function(*args, **kwargs)
     except _Probed as found:
         return found.explanation
     finally:
-        _current.probing = before
+        current.probing = before
     raise TypeError(f"explain: {getattr(function, '__name__', function)!r} ran no kernel of fastconv's")
 
 

@@ -37,8 +37,8 @@ def cpu() -> dict[str, str]:
     import llvmlite.binding
     import numba
 
-    from .dispatch import get_num_threads
     from .kernels.cpu.threads import threading_layer
+    from .settings import get_num_threads
 
     features = llvmlite.binding.get_host_cpu_features()
     overrides = [
@@ -176,11 +176,9 @@ def installed(name: str) -> str | None:
 
 def _writable(directory: Path) -> str:
     existing = next(p for p in (directory, *directory.parents) if p.exists())
-    return (
-        "yes"
-        if os.access(existing, os.W_OK)
-        else "no: every process compiles its kernels again; set FASTCONV_CACHE_DIR"
-    )
+    if existing.is_dir() and os.access(existing, os.W_OK):
+        return "yes"
+    return "no: every process compiles its kernels again; set FASTCONV_CACHE_DIR to a directory"
 
 
 def _line(error: Exception) -> str:

@@ -10,19 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import autograd, call
+from . import autograd, call, pooling
+from .arguments import IntOrSequence, Padding, check_choice, flag
 from .arrays import intake, same_kind
 from .autograd import Tensor, defvjp, is_grad_enabled, primitive
 from .kernels import ACTIVATIONS
-from .problem import (
-    IntOrSequence,
-    Padding,
-    PoolProblem,
-    adaptive_pool_problem,
-    check_choice,
-    pool_problem,
-    unpool_problem,
-)
+from .problem import PoolProblem, adaptive_pool_problem, pool_problem, unpool_problem
 from .ranks import per_rank
 
 INT32_MAX = 2**31 - 1
@@ -233,26 +226,26 @@ def _pool(
     x: Any, *, op: str, rank: int, build: Callable[..., PoolProblem], kind: str, size: Any, **parameters: Any
 ) -> Any:
     """(y, indices or None, problem): of such a result the first element is differentiable."""
-    return call.pool(op, rank, build, kind, x, size, **parameters)
+    return pooling.pool(op, rank, build, kind, x, size, **parameters)
 
 
 @primitive
 def _unpool(x: Any, *, op: str, rank: int, indices: Any, size: Any, **parameters: Any) -> Any:
     """(y, problem)"""
-    return call.unpool(op, rank, unpool_problem, x, indices, size, **parameters)
+    return pooling.unpool(op, rank, unpool_problem, x, indices, size, **parameters)
 
 
 def _pool_vjp(ans: Any, x: Any, *, rank: int, **parameters: Any) -> Any:
     y, indices, problem = ans
     batched = x.ndim == rank + 2
     if problem.op == "lp_pool":
-        return lambda g: call.pool_gradient(problem, x, y, g, like=x, batched=batched)
+        return lambda g: pooling.pool_gradient(problem, x, y, g, like=x, batched=batched)
     saved = () if indices is None else (indices,)
-    return lambda g: call.pool_gradient(problem, g, *saved, like=g, batched=batched)
+    return lambda g: pooling.pool_gradient(problem, g, *saved, like=g, batched=batched)
 
 
 def _unpool_vjp(ans: Any, x: Any, *, rank: int, indices: Any, **parameters: Any) -> Any:
-    return lambda g: call.pool_gradient(ans[1], g, indices, like=g, batched=g.ndim == rank + 2)
+    return lambda g: pooling.pool_gradient(ans[1], g, indices, like=g, batched=g.ndim == rank + 2)
 
 
 defvjp(_pool, _pool_vjp)
@@ -264,6 +257,7 @@ def _pick_pool(
     out: Any = None, **parameters: Any,
 ) -> Any:  # fmt: skip
     """Maximum or minimum pooling picks elements; the gradient needs their positions, compact unless asked for."""
+    return_indices = flag(op, "return_indices", return_indices)
     recording = isinstance(x, Tensor) and _records(x)
     if recording:
         _no_out(op, out)
@@ -275,7 +269,7 @@ def _pick_pool(
             x, op=op, rank=rank, build=build, kind=kind, size=size, indices=wanted, out=out, **parameters
         )
     else:
-        y, indices, _ = call.pool(op, rank, build, kind, x, size, indices=wanted, out=out, **parameters)
+        y, indices, _ = pooling.pool(op, rank, build, kind, x, size, indices=wanted, out=out, **parameters)
     return (y, indices) if return_indices else y
 
 
@@ -292,7 +286,7 @@ def _sum_pool(
 ) -> Any:
     """Average or Lp pooling."""
     if not isinstance(x, Tensor):
-        return call.pool(op, rank, build, kind, x, size, out=out, **parameters)[0]
+        return pooling.pool(op, rank, build, kind, x, size, out=out, **parameters)[0]
     if _records(x):
         _no_out(op, out)
     return _pool(x, op=op, rank=rank, build=build, kind=kind, size=size, out=out, **parameters)[0]

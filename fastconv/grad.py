@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import call
-from .problem import IntOrSequence, Padding, adaptive_pool_problem, pool_problem
+from . import call, pooling
+from .arguments import IntOrSequence, Padding
+from .problem import adaptive_pool_problem, pool_problem
 from .ranks import per_rank
 
 
@@ -111,7 +112,7 @@ def max_pool_input(
     >>> float(fastconv.grad.{op}(np.zeros((1, 1, {dims:4})), np.ones((1, 1, {dims:2})), 2).sum()) == 2**{rank}
     True
     """
-    return call.picked_gradient(
+    return pooling.picked_gradient(
         op, rank, pool_problem, "max_pool", x, dy, kernel_size, stride=stride, padding=padding, dilation=dilation,
         ceil_mode=ceil_mode, layout=layout,
     )  # fmt: skip
@@ -128,7 +129,7 @@ def min_pool_input(
     >>> float(fastconv.grad.{op}(np.zeros((1, 1, {dims:4})), np.ones((1, 1, {dims:2})), 2).sum()) == 2**{rank}
     True
     """
-    return call.picked_gradient(
+    return pooling.picked_gradient(
         op, rank, pool_problem, "min_pool", x, dy, kernel_size, stride=stride, padding=padding, dilation=dilation,
         ceil_mode=ceil_mode, layout=layout,
     )  # fmt: skip
@@ -146,7 +147,7 @@ def avg_pool_input(
     >>> float(fastconv.grad.{op}((1, 1, {dims:4}), np.ones((1, 1, {dims:2})), 2).sum()) == 2**{rank}
     True
     """
-    return call.avg_gradient(
+    return pooling.avg_gradient(
         op, rank, pool_problem, input_size, dy, kernel_size, stride=stride, padding=padding, dilation=dilation,
         ceil_mode=ceil_mode, count_include_pad=count_include_pad, divisor_override=divisor_override, layout=layout,
     )  # fmt: skip
@@ -164,7 +165,7 @@ def lp_pool_input(
     >>> float(fastconv.grad.{op}(np.ones((1, 1, {dims:4})), np.ones((1, 1, {dims:2})), 1, 2).max())
     1.0
     """
-    return call.lp_gradient(
+    return pooling.lp_gradient(
         op, rank, pool_problem, x, dy, kernel_size, norm_type=norm_type, stride=stride, padding=padding,
         dilation=dilation, ceil_mode=ceil_mode, layout=layout,
     )  # fmt: skip
@@ -178,7 +179,7 @@ def adaptive_max_pool_input(op: str, rank: int, x: Any, dy: Any, output_size: An
     >>> float(fastconv.grad.{op}(np.zeros((1, 1, {dims:4})), np.ones((1, 1, {dims:1})), 1).sum())
     1.0
     """
-    return call.picked_gradient(op, rank, adaptive_pool_problem, "max_pool", x, dy, output_size, layout=layout)
+    return pooling.picked_gradient(op, rank, adaptive_pool_problem, "max_pool", x, dy, output_size, layout=layout)
 
 
 @per_rank("adaptive_avg_pool{}d_input")
@@ -191,7 +192,7 @@ def adaptive_avg_pool_input(
     >>> float(fastconv.grad.{op}((1, 1, {dims:4}), np.ones((1, 1, {dims:1})), 1).sum())
     1.0
     """
-    return call.avg_gradient(op, rank, adaptive_pool_problem, input_size, dy, output_size, layout=layout)
+    return pooling.avg_gradient(op, rank, adaptive_pool_problem, input_size, dy, output_size, layout=layout)
 
 
 @per_rank("max_unpool{}d_input")
@@ -203,7 +204,7 @@ def max_unpool_input(op: str, rank: int, indices: Any, dy: Any, *, layout: str |
     >>> fastconv.grad.{op}(indices, np.ones((1, 1, {dims:4}))).shape
     (1, 1, {dims:2})
     """
-    return call.unpool_gradient(op, rank, indices, dy, layout=layout)
+    return pooling.unpool_gradient(op, rank, indices, dy, layout=layout)
 
 
 conv1d_input, conv2d_input, conv3d_input = conv_input

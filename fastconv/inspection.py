@@ -12,9 +12,10 @@ import numpy as np
 
 from . import functional
 from .autograd import Tensor
-from .dispatch import Explanation, explain, options, select
+from .dispatch import Explanation, explain, select
 from .problem import DTYPES, ConvProblem, Problem
 from .registry import ROWS
+from .settings import options
 
 KINDS = (
     "conv", "conv_transpose", "max_pool", "min_pool", "avg_pool", "lp_pool", "adaptive_max_pool", "adaptive_avg_pool",
@@ -67,13 +68,13 @@ def explain_operation(
     if direction not in directions:
         raise ValueError(f"direction of {operation} must be one of {', '.join(directions)}; got {direction!r}")
     function = getattr(functional, operation)
-    arrays: dict[str, Any] = {"x": np.empty(input_shape, _numpy_dtype(dtype))}
+    arrays: dict[str, Any] = {"x": _of_shape(input_shape, _numpy_dtype(dtype))}
     if kind.startswith("conv") and weight_shape is not None:
-        arrays["w"] = np.empty(weight_shape, arrays["x"].dtype)
+        arrays["w"] = _of_shape(weight_shape, arrays["x"].dtype)
     elif weight_shape is not None:
         raise ValueError(f"{operation} has no weights, got a weight shape {weight_shape}")
     if kind == "max_unpool":
-        arrays["indices"] = np.zeros(input_shape, np.int64)
+        arrays["indices"] = _of_shape(input_shape, np.int64)
     _check_parameters(operation, function, arrays | parameters)
     if device == "cpu":
         why = explain(function, **arrays, **parameters)
@@ -81,6 +82,11 @@ def explain_operation(
     with options(algorithm="auto"):  # of the CPU's kernels only the problem is wanted
         problem = replace(explain(function, **arrays, **parameters).problem, device=device)
     return explain(select, problem if direction == "forward" else gradient_problem(problem, direction), op=operation)
+
+
+def _of_shape(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of any shape in the memory of one element: nobody looks at its elements."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def gradient_problem(problem: Problem, of: str) -> Problem:

@@ -23,21 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import call
+from .arguments import IntOrSequence, Padding, flag
 from .arrays import as_dtype, device_of, empty, float_dtype, intake, on_device, same_kind, span
 from .autograd import Tensor, array_module, is_grad_enabled
-from .dispatch import (
-    Candidate,
-    DeviceWorkspace,
-    Explanation,
-    Workspace,
-    explain,
-    get_num_threads,
-    select,
-)
+from .dispatch import Candidate, DeviceWorkspace, Explanation, Workspace, explain, select
 from .kernels.geometry import Sizes
-from .problem import ConvProblem, IntOrSequence, Padding, conv_problem, conv_transpose_problem
+from .problem import ConvProblem, conv_problem, conv_transpose_problem
 from .ranks import per_rank
 from .registry import resolve
+from .settings import get_num_threads
 
 KNOWN = 64
 """Kinds of arguments on a GPU that a plan remembers having checked."""
@@ -186,6 +180,20 @@ class ConvPlan:
             workspace = self._scratch.get(x, nbytes)
             self._kernel(x, self._w, self._bias, residual, out, workspace=workspace)
 
+    def launches(self, x: Any, residual: Any, out: Any, workspace: Any) -> list[Any] | None:
+        """What :meth:`run` would launch with scratch memory here, to be run again and again as a part of a
+        ``kernels.cpu.sequence.Sequence``; None where it does more than that."""
+        from .kernels.cpu.sequence import record
+
+        def run(*given: Any) -> None:
+            self._kernel(x, self._w, self._bias, residual, out, workspace=workspace)
+
+        packed = self._kernel.keywords["packed"]
+        if not self._on_cpu or not isinstance(packed, np.ndarray):
+            return None
+        kept = (packed, workspace) if self._bias is None else (packed, workspace, self._bias)
+        return record(run, *((x, out) if residual is None else (x, residual, out)), kept=kept)
+
     @property
     def logical_output(self) -> Sizes:
         """The shape of the ``out`` of :meth:`run`: (N, C, *spatial)."""
@@ -279,7 +287,7 @@ def plan_conv(
     return _plan(
         op, rank, conv_problem, x_shape, w, bias, dtype, layout, algorithm, stride=stride,
         padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode, activation=activation,
-        residual_shape=True if residual else None,
+        residual_shape=True if flag(op, "residual", residual) else None,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 A small pooling takes the kernel less time than validating its arguments, so a call that differs from an earlier one
 only in the elements of its arrays looks up what was decided then and writes three addresses into a kernel's table.
 Only contiguous, aligned float32 and float64 arrays go this way; the result is the same as by the long way of
-:func:`fastconv.call.pool`, which also handles everything else.
+:func:`fastconv.pooling.pool`, which also handles everything else.
 """
 
 from __future__ import annotations

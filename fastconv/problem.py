@@ -1,21 +1,29 @@
 """Problems: one frozen description of each convolution or pooling, validated once.
 
 The dispatcher, the cost model and the caches see problems, never arrays. The functions at the end build them from
-what a user typed; every invalid combination raises here, with the argument, what was given, what was needed and,
-where there is one, the fix. Shapes are logical, channels first: the layout says how the arrays lie in memory.
+what a user typed, each parameter read by :mod:`fastconv.arguments`; every invalid combination raises here, with the
+argument, what was given, what was needed and, where there is one, the fix. Shapes are logical, channels first: the
+layout says how the arrays lie in memory.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
-
+from .arguments import (
+    INT64_MAX,
+    LAYOUTS,
+    check_choice,
+    flag,
+    group_count,
+    integer,
+    is_sequence,
+    norm_exponent,
+    paddings,
+    sizes,
+)
 from .kernels import ACTIVATIONS
 from .kernels.geometry import (
     PADDING_MODES,
@@ -32,12 +40,6 @@ from .kernels.geometry import (
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
-LAYOUTS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
-INT64_MAX = 2**63 - 1
-LARGEST_PADDING = 2**31 - 1
-
-Padding = int | str | Sequence[int | Sequence[int]]
-IntOrSequence = int | Sequence[int]
 
 
 @hashed_once
@@ -171,116 +173,41 @@ def _show_pads(padding: Pads) -> str:
     return ",".join(str(a) if a == b else f"{a}+{b}" for a, b in padding)
 
 
-# ---------------------------------------------------------------------------------------------- building: arguments
-
-
-@lru_cache(maxsize=64)
-def normalize_layout(op: str, rank: int, layout: str | None) -> str:
-    """``"channels_first"`` or ``"channels_last"`` from any of a layout's names."""
-    first, last = LAYOUTS[rank]
-    if layout is None or layout in ("channels_first", first):
-        return "channels_first"
-    if layout in ("channels_last", last):
-        return "channels_last"
-    if layout in sum(LAYOUTS.values(), ()):
-        raise ValueError(
-            f"{op}: layout {layout!r} names {len(layout) - 2} spatial dimensions, {op} has {rank}; use {first!r} or "
-            f"{last!r}"
-        )
-    raise ValueError(
-        f"{op}: layout must be None, 'channels_first', 'channels_last', {first!r} or {last!r}, got {layout!r}"
-    )
-
-
-def _integer(op: str, name: str, value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be an integer, got the bool {value}")
-    try:
-        result = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{op}: {name} must be an integer, got {value!r} ({type(value).__name__})") from None
-    if abs(result) > INT64_MAX:
-        raise ValueError(f"{op}: {name} does not fit 64 bits: {value}")
-    return result
-
-
-def sizes(op: str, name: str, value: Any, rank: int, minimum: int) -> Sizes:
-    """An integer or one integer per spatial dimension, each at least ``minimum``."""
-    if isinstance(value, str) or not hasattr(value, "__len__"):
-        entries = (_integer(op, name, value),) * rank
-    else:
-        if len(value) != rank:
-            plural = "dimension" if rank == 1 else "dimensions"
-            raise ValueError(
-                f"{op}: {name} needs one integer or {rank} (one per spatial {plural.removesuffix('s')}), got "
-                f"{tuple(value)!r}"
-            )
-        entries = tuple(_integer(op, f"{name}[{i}]", v) for i, v in enumerate(value))
-    if any(v < minimum for v in entries):
-        raise ValueError(f"{op}: {name} must be >= {minimum} in every dimension, got {value!r}")
-    return entries
-
-
-def shape_of(op: str, name: str, value: Any) -> Sizes:
-    """A whole shape that the user gave: integers, none negative."""
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise TypeError(f"{op}: {name} must be a shape, a sequence of integers, got {value!r}")
-    shape = tuple(_integer(op, f"{name}[{i}]", v) for i, v in enumerate(value))
-    if any(v < 0 for v in shape):
-        raise ValueError(f"{op}: {name} must not be negative anywhere, got {shape}")
-    return shape
-
-
-def freeze(value: Any) -> Any:
-    """Lists as tuples, at any depth, so that what users type can be a cache key."""
-    if isinstance(value, (list, tuple)):
-        return tuple(v if type(v) is int else freeze(v) for v in value)
-    return value
-
-
-def _pads(op: str, padding: Any, rank: int, *, names: str) -> Pads | str:
-    if isinstance(padding, str):
-        if padding not in ("valid", "same", "same_lower"):
-            raise ValueError(f"{op}: padding must be {names}, 'valid', 'same' or 'same_lower', got {padding!r}")
-        return padding
-    if not hasattr(padding, "__len__"):
-        p = _integer(op, "padding", padding)
-        entries: list[tuple[int, int]] = [(p, p)] * rank
-    else:
-        if len(padding) != rank:
-            hint = ""
-            if len(padding) == 2 and rank == 1:
-                before, after = padding
-                hint = f"; for {before!r} before and {after!r} after write padding=(({before!r}, {after!r}),)"
-            elif len(padding) == 2 * rank:
-                hint = (
-                    "; write (before, after) pairs: padding=(" + ", ".join("(before, after)" for _ in range(rank)) + ")"
-                )
-            raise ValueError(
-                f"{op}: padding needs {rank} entr{'y' if rank == 1 else 'ies'}, one per spatial dimension, got "
-                f"{freeze(padding)!r}{hint}"
-            )
-        entries = []
-        for i, entry in enumerate(padding):
-            if hasattr(entry, "__len__") and not isinstance(entry, str):
-                if len(entry) != 2:
-                    raise ValueError(
-                        f"{op}: padding[{i}] must be an integer or a (before, after) pair, got {freeze(entry)!r}"
-                    )
-                entries.append((_integer(op, f"padding[{i}][0]", entry[0]), _integer(op, f"padding[{i}][1]", entry[1])))
-            else:
-                p = _integer(op, f"padding[{i}]", entry)
-                entries.append((p, p))
-    if any(p > LARGEST_PADDING for pair in entries for p in pair):
-        raise ValueError(f"{op}: padding must be at most {LARGEST_PADDING}, got {freeze(padding)!r}")
-    if any(p < 0 for pair in entries for p in pair):
-        raise ValueError(f"{op}: padding must be >= 0, got {freeze(padding)!r}; crop x by slicing it instead")
-    return tuple(entries)
+# ---------------------------------------------------------------------------------------------------- building: both
 
 
 def _too_large(op: str, what: str, shape: Sizes) -> None:
     if math.prod(max(s, 1) for s in shape) > INT64_MAX // 8:
         raise ValueError(f"{op}: {what} would have the shape {shape}, more elements than 64 bits address")
+
+
+def _check_input(op: str, shape: Sizes) -> None:
+    if shape[1] < 1:
+        raise ValueError(f"{op}: x has no channels (shape {shape}, channels first)")
+    if min(shape[2:]) < 1:
+        raise ValueError(
+            f"{op}: x has an empty spatial dimension (shape {shape}, channels first); only the batch may be empty"
+        )
+
+
+def _check_weights(op: str, rank: int, shape: Sizes, form: str) -> None:
+    if len(shape) != rank + 2:
+        raise ValueError(f"{op}: w must have {rank + 2} dimensions {form}, got shape {shape}")
+    if min(shape) < 1:
+        raise ValueError(f"{op}: w has an empty dimension: {shape}")
+
+
+def _check_bias(op: str, shape: Sizes | None, channels: int, what: str) -> None:
+    if shape is not None and shape != (channels,):
+        raise ValueError(f"{op}: bias must have the shape ({channels},), one value per {what}, got {shape}")
+
+
+def _resolve(pads: Pads | str, size: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Pads:
+    if pads == "valid":
+        return ((0, 0),) * len(size)
+    if isinstance(pads, str):
+        return same_padding(size, kernel, stride, dilation, lower=pads == "same_lower")
+    return pads
 
 
 # ------------------------------------------------------------------------------------------- building: convolutions
@@ -300,8 +227,8 @@ def conv_problem(
     """
     strides = sizes(op, "stride", stride, rank, 1)
     dilations = sizes(op, "dilation", dilation, rank, 1)
-    pads = _pads(op, padding, rank, names="an integer, one per spatial dimension, (before, after) pairs")
-    n_groups = _groups(op, groups)
+    pads = paddings(op, padding, rank)
+    n_groups = group_count(op, groups)
     check_choice(op, "padding_mode", padding_mode, PADDING_MODES)
     if activation is not None:
         check_choice(op, "activation", activation, ACTIVATIONS, none=True)
@@ -373,8 +300,8 @@ def conv_transpose_problem(
     strides = sizes(op, "stride", stride, rank, 1)
     dilations = sizes(op, "dilation", dilation, rank, 1)
     extra = sizes(op, "output_padding", output_padding, rank, 0)
-    pads = _pads(op, padding, rank, names="an integer, one per spatial dimension, (before, after) pairs")
-    n_groups = _groups(op, groups)
+    pads = paddings(op, padding, rank)
+    n_groups = group_count(op, groups)
     if activation is not None:
         check_choice(op, "activation", activation, ACTIVATIONS, none=True)
     if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
@@ -417,50 +344,6 @@ def conv_transpose_problem(
     return ConvProblem(geometry, direction, dtype, layout, device, bias, False, activation, prepared)
 
 
-def _groups(op: str, groups: Any) -> int:
-    n = _integer(op, "groups", groups)
-    if n < 1:
-        raise ValueError(f"{op}: groups must be >= 1, got {groups!r}")
-    return n
-
-
-def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...], *, none: bool = False) -> None:
-    """Raise ValueError unless ``value`` is one of ``choices``; ``none`` says that None was also allowed."""
-    if value not in choices:
-        raise ValueError(
-            f"{op}: {name} must be {'None or ' if none else ''}one of {', '.join(map(repr, choices))}; got {value!r}"
-        )
-
-
-def _check_input(op: str, shape: Sizes) -> None:
-    if shape[1] < 1:
-        raise ValueError(f"{op}: x has no channels (shape {shape}, channels first)")
-    if min(shape[2:]) < 1:
-        raise ValueError(
-            f"{op}: x has an empty spatial dimension (shape {shape}, channels first); only the batch may be empty"
-        )
-
-
-def _check_weights(op: str, rank: int, shape: Sizes, form: str) -> None:
-    if len(shape) != rank + 2:
-        raise ValueError(f"{op}: w must have {rank + 2} dimensions {form}, got shape {shape}")
-    if min(shape) < 1:
-        raise ValueError(f"{op}: w has an empty dimension: {shape}")
-
-
-def _check_bias(op: str, shape: Sizes | None, channels: int, what: str) -> None:
-    if shape is not None and shape != (channels,):
-        raise ValueError(f"{op}: bias must have the shape ({channels},), one value per {what}, got {shape}")
-
-
-def _resolve(pads: Pads | str, size: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Pads:
-    if pads == "valid":
-        return ((0, 0),) * len(size)
-    if isinstance(pads, str):
-        return same_padding(size, kernel, stride, dilation, lower=pads == "same_lower")
-    return pads
-
-
 # ------------------------------------------------------------------------------------------------ building: poolings
 
 
@@ -478,13 +361,13 @@ def pool_problem(
     kernel = sizes(op, "kernel_size", kernel_size, rank, 1)
     strides = kernel if stride is None else sizes(op, "stride", stride, rank, 1)
     dilations = sizes(op, "dilation", dilation, rank, 1)
-    pads = _pads(op, padding, rank, names="an integer, one per spatial dimension, (before, after) pairs")
+    pads = paddings(op, padding, rank)
     _check_input(op, x_shape)
     if divisor_override is not None:
-        divisor_override = _integer(op, "divisor_override", divisor_override)
+        divisor_override = integer(op, "divisor_override", divisor_override)
         if divisor_override == 0:
             raise ValueError(f"{op}: divisor_override must not be 0")
-    norm = _norm(op, norm_type)
+    norm = norm_exponent(op, norm_type)
     batch, channels, *spatial = x_shape
     size = tuple(spatial)
     resolved = _resolve(pads, size, kernel, strides, dilations)
@@ -494,10 +377,8 @@ def pool_problem(
                 f"{op}: padding must be smaller than the window, or a window could lie wholly on it; got padding "
                 f"{resolved} for kernel_size {kernel}, dilation {dilations}"
             )
-    for name, flag in (("ceil_mode", ceil_mode), ("count_include_pad", count_include_pad)):
-        if not isinstance(flag, (bool, np.bool_)):
-            raise TypeError(f"{op}: {name} must be True or False, got {flag!r}")
-    out = pool_output_size(size, kernel, strides, resolved, dilations, bool(ceil_mode))
+    partial = flag(op, "ceil_mode", ceil_mode)
+    out = pool_output_size(size, kernel, strides, resolved, dilations, partial)
     if min(out) < 1:
         raise ValueError(
             f"{op}: the window does not fit: kernel_size {kernel} with dilation {dilations} on an input of {size} with "
@@ -513,7 +394,7 @@ def pool_problem(
         strides,
         resolved,
         dilations,
-        bool(count_include_pad),
+        flag(op, "count_include_pad", count_include_pad),
         divisor_override,
         norm,
     )
@@ -554,7 +435,7 @@ def unpool_problem(
     """
     kernel = sizes(op, "kernel_size", kernel_size, rank, 1)
     strides = kernel if stride is None else sizes(op, "stride", stride, rank, 1)
-    pads = _pads(op, padding, rank, names="an integer, one per spatial dimension, (before, after) pairs")
+    pads = paddings(op, padding, rank)
     if isinstance(pads, str):
         raise ValueError(f"{op}: padding must be given in numbers, got {pads!r}")
     _check_input(op, x_shape)
@@ -563,7 +444,7 @@ def unpool_problem(
     if output_size is None:
         size = default
     else:
-        given = tuple(output_size) if hasattr(output_size, "__len__") else (output_size,) * rank
+        given = tuple(output_size) if is_sequence(output_size) else (output_size,) * rank
         size = sizes(op, "output_size", given[-rank:] if len(given) in (rank + 1, rank + 2) else given, rank, 1)
         if any(not d - s < o < d + s for d, s, o in zip(default, strides, size, strict=True)):
             low, high = (
@@ -578,20 +459,3 @@ def unpool_problem(
     _too_large(op, "the output", (batch, channels, *size))
     geometry = PoolGeometry(batch, channels, size, tuple(spatial), kernel, strides, pads)
     return PoolProblem("max_unpool", geometry, direction, dtype, layout, device, True)
-
-
-def _norm(op: str, norm_type: Any) -> float:
-    try:
-        norm = float(norm_type)
-    except (TypeError, ValueError):
-        raise TypeError(f"{op}: norm_type must be a positive number, got {norm_type!r}") from None
-    if not 0 < norm < math.inf:
-        raise ValueError(
-            f"{op}: norm_type must be positive and finite, got {norm_type!r}; for the maximum use max_pool"
-        )
-    return norm
-
-
-def mismatch(op: str, name: str, given: Any, needed: Any, why: str = "") -> NoReturn:
-    """Raise the ValueError of a shape that does not fit."""
-    raise ValueError(f"{op}: {name} must have the shape {needed}{why}, got {given}")

@@ -3,13 +3,6 @@
 To add a kernel write one file in ``kernels/`` and one row here; CONTRIBUTING walks through it. A row is data and a
 few pure functions of a problem: nothing here imports a kernel, Numba or CuPy; ``module:function`` strings resolve
 when a kernel first runs.
-
-**Error bounds.** With u the unit roundoff of the arithmetic, a sum of n products computed in any order satisfies
-
-    |y - y64| <= gamma(n) * (|w| ⊛ |x|)        gamma(n) = n*u / (1 - n*u)
-
-(Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., section 3.1). That is a worst case: rounding errors
-mostly cancel, and their root mean square grows as √n. Every row states both, its tests hold it to both.
 """
 
 from __future__ import annotations
@@ -23,6 +16,7 @@ from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
+from .bounds import float64_bound, sum_bound, sum_typical, winograd_bound, winograd_typical
 from .costs import (
     bfloat16_seconds,
     depthwise_seconds,
@@ -48,8 +42,6 @@ from .kernels.winograd_matrices import VARIANTS, Variant
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
 Predicate = Callable[[Any], str | None]
-
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -114,67 +106,6 @@ def resolve(target: str) -> Callable[..., Any]:
     module, function = target.split(":")
     kernel: Callable[..., Any] = attrgetter(function)(importlib.import_module(module))
     return kernel
-
-
-# --------------------------------------------------------------------------------------------------------- errors
-
-
-def gamma(n: float, u: float) -> float:
-    """Higham's γ_n = n·u / (1 - n·u); infinite where n·u >= 1.
-
-    >>> gamma(2, 0.25)
-    1.0
-    """
-    return n * u / (1 - n * u) if n * u < 1 else math.inf
-
-
-def _units(problem: Problem) -> tuple[float, float]:
-    """Unit roundoff of the accumulation (float32 for 16-bit types) and of the stored result where it is coarser."""
-    store = UNIT_ROUNDOFF[problem.dtype]
-    compute = min(store, UNIT_ROUNDOFF["float32"])
-    return compute, store if store > compute else 0.0
-
-
-def sum_bound(problem: Problem) -> float:
-    """γ_{n+2} of a sum of n products, plus one rounding on storing a 16-bit result."""
-    compute, store = _units(problem)
-    return gamma(problem.reduction + 2, compute) + store
-
-
-def sum_typical(problem: Problem) -> float:
-    """Root mean square error relative to |w| ⊛ |x|: about u/2·√n, plus the storing of a 16-bit result."""
-    compute, store = _units(problem)
-    return 0.5 * compute * math.sqrt(problem.reduction + 2) + 0.6 * store
-
-
-def float64_bound(problem: Problem) -> float:
-    """The reference: float64 sums, rounded once to the problem's dtype."""
-    return gamma(problem.reduction + 2, UNIT_ROUNDOFF["float64"]) + UNIT_ROUNDOFF[problem.dtype]
-
-
-def winograd_bound(variant: Variant, problem: Problem) -> float:
-    """Winograd's, relative to the neighbourhood of an output:
-
-        |y - y64| <= gamma(C + d) * |A'| ((|G||w|) ⊙ (|B'||x|)), summed over C channels; d: roundings in A', B', G
-                  <= gamma(C + d) * amplification * (every |w| of the kernel times every |x| of the tile, summed)
-
-    Stated for the C * taps products of the sum, as the other rows' bounds are, which is a little more: divided by
-    direct's bound it is then the amplification, for any number of channels.
-    """
-    return variant.amplification * gamma(problem.reduction + variant.depth, UNIT_ROUNDOFF[problem.dtype])
-
-
-def winograd_typical(variant: Variant, problem: Problem) -> float:
-    """Root mean square error relative to |w| ⊛ |x|, of random numbers.
-
-    Transforms round a tile about ``depth`` times, sums over the channels round partial sums; both are ``spread`` times
-    larger than in a plain sum. What the transforms lose averages out over channels, and |w| ⊛ |x| grows as the number
-    of taps where the numbers themselves grow as its root.
-    """
-    channels = problem.reduction / variant.taps
-    return (
-        0.5 * UNIT_ROUNDOFF[problem.dtype] * variant.spread * math.sqrt((1 + variant.depth / channels) / variant.taps)
-    )
 
 
 # -------------------------------------------------------------------------------------------------- when rows refuse

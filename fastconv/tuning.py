@@ -27,12 +27,13 @@ import numpy as np
 
 from . import dispatch, measurements
 from .arrays import as_dtype
-from .dispatch import Candidate, Options, Workspace, candidates, execute, get_num_threads, options
+from .dispatch import Candidate, Workspace, candidates, execute
 from .machine import fingerprint
 from .measurements import Entry, Table, location, plain, read, versions
 from .problem import ConvProblem, Problem
 from .problem_files import read_problems
 from .registry import resolve
+from .settings import Options, get_num_threads, options
 
 __all__ = [
     "Entry", "Stale", "Table", "load", "location", "measure", "merge", "read", "read_problems", "suite_problems",

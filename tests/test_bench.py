@@ -306,7 +306,7 @@ def test_calibration_finds_the_constants_that_made_the_times(tmp_path):
     pytest.importorskip("scipy")
     from bench import calibrate
     from bench.choices import problems
-    from fastconv import costs, dispatch
+    from fastconv import costs, dispatch, settings
 
     rng = np.random.default_rng(0)
     truth = {k: {kind: v * rng.uniform(0.5, 2) for kind, v in kinds.items()} for k, kinds in costs.COSTS.items()}
@@ -314,7 +314,7 @@ def test_calibration_finds_the_constants_that_made_the_times(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(costs, "COSTS", truth)
         for name, problem in problems():
-            able = [c for c in dispatch.candidates(problem, dispatch.Options(), 2) if c.able]
+            able = [c for c in dispatch.candidates(problem, settings.Options(), 2) if c.able]
             rates = {c.algorithm: problem.flops / c.seconds / 1e9 for c in able if c.row.family != "reference"}
             records.append({"case": name, "direction": problem.direction, "GFLOP/s": rates})
     path = tmp_path / "choices.json"

@@ -130,6 +130,7 @@ MISTAKES = [
     ("explain", "Missing argument"),
     ("explain conv2d", "Missing option '--input'"),
     ("explain conv2d --input 1x2x8x8", "conv2d needs weight"),
+    ("explain conv2d --input 99999999999x3x8x8 --weight 4x5x3x3", "so x needs 5 channels"),
     ("explain conv4d --input 1x2x8x8", "operation must be one of conv1d, conv2d"),
     ("explain conv2d --input 1x2xax8 --weight 2x2x3x3", "--input must be sizes such as 1x64x56x56, got '1x2xax8'"),
     ("explain conv2d --input 1x2x8x8 --weight 2x3x3x3", "conv2d: w"),
@@ -361,6 +362,8 @@ def test_doctor(invoke: Invoke) -> None:
 
 
 def test_doctor_with_an_unusable_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCONV_CACHE_DIR", __file__)
+    assert doctor.cache()["writable"].startswith("no: ")
     monkeypatch.setenv("FASTCONV_CACHE_DIR", "/proc/nowhere")
     if os.access("/proc", os.W_OK):
         pytest.skip("running as a user who may write everywhere")

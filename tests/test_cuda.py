@@ -74,7 +74,7 @@ def test_every_kernel_is_deterministic():
     with fc.options(deterministic=True):
         for direction, dtype in itertools.product(("forward", "grad_input", "grad_weight"), ("float32", "float64")):
             for problem in problems(direction, dtype, "channels_first"):
-                assert choose(problem, fc.dispatch.current_options()).row.deterministic
+                assert choose(problem, fc.settings.current_options()).row.deterministic
 
 
 # ------------------------------------------------------------------------------------------------------------- calls

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv import dispatch, registry
-from fastconv.dispatch import Options, choose
+from fastconv import dispatch, registry, settings
+from fastconv.bounds import sum_bound
+from fastconv.dispatch import choose
 from fastconv.problem import adaptive_pool_problem, conv_problem, conv_transpose_problem, pool_problem, unpool_problem
-from fastconv.registry import ROWS, Row, sum_bound
+from fastconv.registry import ROWS, Row
+from fastconv.settings import Options
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 LAYOUTS = ("channels_first", "channels_last")
@@ -160,19 +162,19 @@ def test_a_device_without_kernels_says_so(monkeypatch):
 
 
 def test_options_nest_and_end_with_the_block():
-    before = dispatch.current_options()
+    before = settings.current_options()
     with fc.options(algorithm="direct"):
         with fc.options(num_threads=1) as inner:
-            assert inner == dispatch.current_options() == replace(before, algorithm="direct", num_threads=1)
+            assert inner == settings.current_options() == replace(before, algorithm="direct", num_threads=1)
             assert fc.get_num_threads() == 1
-        assert dispatch.current_options() == replace(before, algorithm="direct")
-    assert dispatch.current_options() == before
+        assert settings.current_options() == replace(before, algorithm="direct")
+    assert settings.current_options() == before
 
 
 def test_options_belong_to_their_thread():
     seen = []
     with fc.options(algorithm="im2col"):
-        thread = threading.Thread(target=lambda: seen.append(dispatch.current_options().algorithm))
+        thread = threading.Thread(target=lambda: seen.append(settings.current_options().algorithm))
         thread.start()
         thread.join()
     assert seen == ["auto"]
@@ -237,12 +239,12 @@ def test_a_large_workspace_is_not_kept():
 @pytest.mark.parametrize(("text", "expected"), [("1", 1), ("1,4", 1), ("junk", None), ("", None)])
 def test_omp_num_threads_is_honoured(monkeypatch, text, expected):
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    monkeypatch.setattr(dispatch, "_num_threads", None)
-    dispatch._default_threads.cache_clear()
+    monkeypatch.setattr(settings, "_num_threads", None)
+    settings._default_threads.cache_clear()
     try:
         assert fc.get_num_threads() == expected or (expected is None and fc.get_num_threads() >= 1)
     finally:
-        dispatch._default_threads.cache_clear()
+        settings._default_threads.cache_clear()
 
 
 def test_row_names_are_unique_and_resolve():

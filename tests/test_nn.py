@@ -507,6 +507,8 @@ def test_wrong_labels_are_named():
     ):
         with pytest.raises(error, match=message):
             nn.cross_entropy(x, np.array(labels))
+    with pytest.raises(TypeError, match="cross_entropy: logits must be an array or a Tensor, got list"):
+        nn.cross_entropy([[0.0, 1.0]], np.array([0]))
     with pytest.raises(ValueError, match=r"nll_loss: log_probabilities of shape"):
         nn.nll_loss(normal(3), np.array([0, 0, 0]))
     with pytest.raises(ValueError, match="label_smoothing must be between 0 and 1, got 2"):

@@ -150,6 +150,10 @@ MISTAKES = [
     ("net.onnx --random -i image.npy", "--random draws the inputs; leave out --input"),
     ("net.onnx --shape image=1x2x6x6", "--shape says how large the inputs are that --random draws"),
     ("net.onnx -i both.npz --threads 0", "--threads must be >= 1, got 0"),
+    ("net.onnx -i both.npz --threads 4096", "num_threads must be between 1 and 1024, got 4096"),
+    ("net.onnx -i image= -i shift.npy", "--input image=: say image=FILE"),
+    ("net.onnx -i both.npz -o image.npy", "--output image.npy: is a file, a folder is needed"),
+    ("net.onnx --random --seed -1", "--seed must be >= 0, got -1"),
     ("net.onnx -i both.npz --seconds 0", "--seconds must be positive, got 0"),
 ]  # fmt: skip
 

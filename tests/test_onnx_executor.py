@@ -366,6 +366,30 @@ def test_profile_times_every_step() -> None:
     assert all(row.seconds is not None and row.seconds > 0 for row in rows)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_convolutions_in_a_row_run_without_python_between(threads: int) -> None:
+    """Bits and number of results are those of the steps one by one; the last run's arrays leave no trace."""
+    nodes = [
+        conv("x", "k1", "c1"), node("Relu", "c1", "r1"),
+        conv("r1", "k2", "c2", group=8), node("Clip", "c2 low high", "r2"),
+        conv("r2", "k3", "c3", pads=[0, 0, 0, 0]), node("Add", "c3 r1", "a"),
+        node("MaxPool", "a", "p", kernel_shape=[2, 2], strides=[2, 2]),
+        conv("p", "k4", "c4"), node("Sigmoid", "c4", "y"), node("Exp", "a", "z"),
+    ]  # fmt: skip
+    weights = {"k1": (8, 3, 3, 3), "k2": (8, 1, 3, 3), "k3": (8, 8, 1, 1), "k4": (5, 8, 3, 3)}
+    limits = {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+    executor = Executor(model(nodes, ["y", "z"], **weights, **limits), threads=threads)
+    for _ in range(20):
+        x = random.normal(size=(2, 3, 64, 64)).astype(np.float32)
+        found = executor.run([x])
+        (program,) = executor._region.programs.values()
+        assert len(program.plays) < len(program.steps) - 1
+        rows: list[Any] = []
+        slowly, _ = program.run({"x": x}, rows)
+        for fast, slow in zip(found, slowly.values(), strict=True):
+            np.testing.assert_array_equal(fast, slow)
+
+
 X = np.zeros((1, 3, 8, 8), np.float32)
 WRONG: list[tuple[Any, type[Exception], str]] = [
     ([], ValueError, "has 1 inputs"),

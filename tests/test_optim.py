@@ -128,6 +128,7 @@ W = Tensor([1.0], requires_grad=True)
     ("make", "error", "message"),
     [
         (lambda: optim.SGD([W], lr=-1), ValueError, "lr must be finite and at least 0, got -1"),
+        (lambda: optim.SGD([W], lr="fast"), TypeError, "lr must be a number, got 'fast'"),
         (lambda: optim.SGD([W], lr=float("nan")), ValueError, "lr must be finite and at least 0, got nan"),
         (lambda: optim.SGD([W], momentum=-0.1), ValueError, "momentum must be finite and at least 0, got -0.1"),
         (lambda: optim.SGD([W], momentum=0.9, dampening=2), ValueError, "dampening must be between 0 and 1, got 2"),

@@ -1,11 +1,15 @@
 """Everything a user can get wrong about sizes and parameters: one clear error each, and nothing touched."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 
 import fastconv as fc
 from fastconv import grad
-from fastconv.problem import conv_problem, conv_transpose_problem, freeze, pool_problem
+from fastconv.arguments import freeze
+from fastconv.problem import conv_problem, conv_transpose_problem, pool_problem
 
 
 def f(*shape, dtype=np.float32):
@@ -138,11 +142,13 @@ ERRORS = [
     (lambda: fc.plan_conv2d((1, 4, 9, 9), W2)(X2.astype(np.float64)), TypeError, r"w is float32 and x is float64"),
     (lambda: fc.plan_conv2d((1, 4, 9, 9), W2)(X2, residual=f(1, 6, 7, 7)), ValueError, r"this plan was made without a residual; say residual=True"),
     (lambda: fc.plan_conv2d((1, 4, 9, 9), W2, residual=True)(X2), ValueError, r"this plan was made with a residual"),
-    (lambda: fc.set_num_threads(0), ValueError, r"num_threads must be >= 1, got 0"),
+    (lambda: fc.set_num_threads(0), ValueError, r"num_threads must be between 1 and 1024, got 0"),
     (lambda: fc.set_num_threads(2.0), TypeError, r"num_threads must be an integer, got 2.0"),
     (lambda: fc.options(algorithm="fft").__enter__(), ValueError, r"options: algorithm must be 'auto' or one of"),
     (lambda: fc.options(max_error=0).__enter__(), ValueError, r"max_error must be positive"),
     (lambda: fc.options(workspace_limit=-1).__enter__(), ValueError, r"workspace_limit must be >= 0 bytes"),
+    (lambda: fc.options(deterministic="no").__enter__(), TypeError, r"options: deterministic must be True or False, got 'no'"),
+    (lambda: fc.set_num_threads(10**30), ValueError, r"num_threads must be between 1 and 1024, got 10{30}"),
     (lambda: fc.options(precision="fp8").__enter__(), ValueError, r"precision must be one of"),
     (lambda: fc.explain(len, [1]), TypeError, r"ran no kernel"),
     (lambda: fc.explain(3), TypeError, r"explain: function must be callable, got 3"),
@@ -168,6 +174,44 @@ ERRORS = [
 def test_every_invalid_call_says_what_was_wrong(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+X4, INDICES = f(1, 4, 4, 4), np.zeros((1, 4, 9, 9), int)
+VALID = [
+    (fc.conv2d, (X2, W2)),
+    (fc.conv_transpose2d, (X2, f(4, 6, 3, 3))),
+    (fc.plan_conv2d, (X2.shape, W2)),
+    (fc.max_pool2d, (X2, 2)),
+    (fc.avg_pool2d, (X2, 2)),
+    (fc.lp_pool2d, (X2, 2, 2)),
+    (fc.adaptive_max_pool2d, (X2, 3)),
+    (fc.max_unpool2d, (X2, INDICES, 2)),
+    (grad.conv2d_input, (X2.shape, W2, f(1, 6, 7, 7))),
+    (grad.conv2d_weight, (X2, W2.shape, f(1, 6, 7, 7))),
+    (grad.max_pool2d_input, (X2, X4, 2)),
+    (grad.avg_pool2d_input, (X2.shape, X4, 2)),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), VALID, ids=lambda v: getattr(v, "__name__", ""))
+def test_nonsense_is_refused_by_the_name_of_its_parameter(function, arguments):
+    """Whatever stands for a parameter: what no dictionary can hold, what has no length, what is not True or False."""
+    function(*arguments)
+    parameters = list(inspect.signature(function).parameters)
+    for name in parameters:
+        for nonsense in ([], {}, np.arange(7), slice(1), object(), b"xyz", ""):
+            keywords = dict(zip(parameters, arguments, strict=False)) | {name: nonsense}
+            with pytest.raises((ValueError, TypeError)) as caught:
+                function(**keywords)
+            said = str(caught.value)
+            known_as = "w" if name == "weight_size" else name
+            assert re.match(rf"{function.__name__}: .*\b({name}|{known_as})\b", said), (name, nonsense, said)
+
+
+def test_an_array_without_dimensions_is_a_number():
+    one = np.array(1)
+    assert fc.conv2d(X2, W2, stride=one, padding=one, dilation=one, groups=one).shape == (1, 6, 9, 9)
+    assert fc.max_pool2d(X2, np.array(2)).shape == (1, 4, 4, 4)
 
 
 def test_there_are_enough_of_them():

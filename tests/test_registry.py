@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from fastconv.bounds import gamma, sum_bound, sum_typical
 from fastconv.problem import adaptive_pool_problem, conv_problem, pool_problem, unpool_problem
-from fastconv.registry import ROWS, families, gamma, sum_bound, sum_typical
+from fastconv.registry import ROWS, families
 
 from .support import hold
 

@@ -306,6 +306,30 @@ def test_errors_name_the_function_and_the_argument():
             call()
 
 
+def test_nonsense_is_named_and_forgotten():
+    """In place of each parameter; 1 and True are one key of a dictionary, so a mistake must not be what later valid
+    calls find."""
+    x, w, indices = torch.ones(1, 4, 6, 6), torch.ones(4, 4, 3, 3), torch.zeros(1, 4, 6, 6, dtype=torch.int64)
+    valid = {
+        fct.conv2d: {"input": x, "weight": w, "stride": 1, "padding": 1, "dilation": 1, "groups": 1},
+        fct.conv_transpose2d: {"input": x, "weight": w, "stride": 1, "padding": 1, "output_padding": 0, "groups": 1},
+        fct.max_pool2d: {"input": x, "kernel_size": 2, "padding": 1, "dilation": 1},
+        fct.avg_pool2d: {"input": x, "kernel_size": 2, "padding": 1},
+        fct.adaptive_avg_pool2d: {"input": x, "output_size": 1},
+        fct.max_unpool2d: {"input": x, "indices": indices, "kernel_size": 2, "padding": 0},
+    }
+    for function, keywords in valid.items():
+        for name in keywords:
+            for nonsense in (True, 1.0, {}, object(), (1, 1, 1), -1, None):
+                if nonsense is None and name == "output_size":
+                    continue  # the input's size
+                with pytest.raises((TypeError, ValueError)) as caught:
+                    function(**(keywords | {name: nonsense}))
+                assert str(caught.value).startswith(f"{function.__name__}: "), (name, nonsense, caught.value)
+                assert name in str(caught.value) or "takes tensors, not" in str(caught.value), (nonsense, caught.value)
+        assert function(**keywords).shape[1] == 4
+
+
 # ----------------------------------------------------------------------------------------------------------- with use()
 
 

@@ -15,7 +15,6 @@ import pytest
 
 import fastconv
 from fastconv import cli, dispatch, measurements, problem_files, tuning
-from fastconv.dispatch import Options
 from fastconv.measurements import Entry, Table, TuningWarning
 from fastconv.problem import (
     ConvProblem,
@@ -26,6 +25,7 @@ from fastconv.problem import (
     unpool_problem,
 )
 from fastconv.problem_files import as_data, from_data, read_problems
+from fastconv.settings import Options
 from fastconv.testing import cases
 
 PROBLEM = conv_problem("conv2d", 2, (1, 16, 12, 12), (32, 16, 3, 3), padding=1)
@@ -497,7 +497,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, invoke: Invoke, monkeypa
     [
         ("tune --suite rsnet", "suite must be"),
         ("tune --suite lecture --direction up", "--direction must be one of forward"),
-        ("tune --suite lecture --threads 0", "num_threads must be >= 1"),
+        ("tune --suite lecture --threads 0", "num_threads must be between 1 and 1024, got 0"),
         ("tune --suite lecture --seconds 0", "--seconds must be positive"),
         ("tune --suite lecture --batch 0", "--batch must be >= 1"),
         ("tune --problems none.jsonl", "No such file"),

@@ -118,7 +118,7 @@ def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean", label_sm
     Raises
     ------
     ValueError : shapes that do not fit, a label out of range, an unknown reduction.
-    TypeError : labels that are not integers.
+    TypeError : labels that are not integers, logits that are no array.
     """
     _check_reduction("cross_entropy", reduction)
     if not 0 <= label_smoothing <= 1:
@@ -142,6 +142,8 @@ def nll_loss(log_probabilities: Any, labels: Any, *, reduction: str = "mean") ->
 
 def _label_indices(op: str, name: str, scores: Any, labels: Any) -> Array:
     """The labels as an index array with an axis of size 1 for the classes, checked."""
+    if not hasattr(scores, "ndim"):
+        raise TypeError(f"{op}: {name} must be an array or a Tensor, got {type(scores).__name__}")
     xp = array_module(scores)
     labels = xp.asarray(labels.data if isinstance(labels, Tensor) else labels)
     if labels.dtype.kind not in "iu":

@@ -142,8 +142,11 @@ class Module:
 
         Raises
         ------
+        TypeError : state is no mapping.
         ValueError : listing every missing and unexpected name and every wrong shape; nothing is changed then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping of names to arrays, got {type(state).__name__}")
         targets = {name: parameter.data for name, parameter in self.named_parameters()} | dict(self.named_buffers())
         problems = []
         if strict:

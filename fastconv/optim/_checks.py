@@ -1,4 +1,5 @@
-"""Checks of hyper-parameters: each raises ValueError that names the argument, its limits and what was given."""
+"""Checks of hyper-parameters: each raises ValueError or TypeError that names the argument, its limits and what was
+given."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ import numpy as np
 
 def in_range(name: str, value: float, low: float, high: float) -> float:
     """A finite number from ``low`` to ``high``, both included."""
+    if not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, got {value!r}")
     if not low <= value <= high or math.isinf(value):
         limits = f"between {low} and {high}" if math.isfinite(high) else f"finite and at least {low}"
         raise ValueError(f"{name} must be {limits}, got {value}")

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from inspect import isfunction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .arrays import KIND, address
 from .blocking import Correlation
 from .epilogue import activation_id
-from .threads import launch
+from .threads import launch, recorder
 
 CALL = (
     "x", "x_n", "x_c", "x_d", "x_h", "x_w", "out", "out_n", "out_c", "out_d", "out_h", "out_w",
@@ -30,6 +30,14 @@ ADDRESSES = tuple(CALL.index(name) for name in ("x", "out", "residual", "bias", 
 
 Prepare = Callable[[Correlation, int, int], tuple[tuple[int, ...], Any]]
 """``prepare(c, itemsize, threads)``: the fields after ``CALL``, and the arrays whose addresses are among them."""
+
+
+class Launch(NamedTuple):
+    """A call of a :class:`Bound` that has not been made: its table, with these addresses in it."""
+
+    bound: Bound
+    table: np.ndarray
+    addresses: tuple[int, ...]
 
 
 class Bound:
@@ -48,6 +56,11 @@ class Bound:
 
     def __call__(self, *addresses: int) -> None:
         """Run at these addresses, in the order of ``places``; 0 for an array that is absent."""
+        if recorder.launches is not None:
+            noted = np.array(self.fields, np.int64)
+            noted[list(self.places)] = addresses
+            recorder.launches.append(Launch(self, noted, addresses))
+            return
         try:
             entry = self.free.pop()
         except IndexError:  # the first call, or all tables are in use by other threads

@@ -1,11 +1,18 @@
 """A matrix product whose right operand is too large for the cache: panels that are prefetched one ahead.
 
-    C[i][:] = sum over k < length of  a[k // lanes * block + i * lanes + k % lanes] * b[k][:]
+    C[i, j] = sum over k < length of  a[i, k] * b[k, j]
 
-    a: [k // lanes][row][k % lanes], blocks ``block`` apart               b: one panel, [k][COLUMNS]
+    a: [k // lanes][row][k % lanes], blocks ``a_block`` apart                 b: one panel, [k][COLUMNS]
+    C: [j // lanes][row][j % lanes], blocks ``c_block`` apart
 
-A tile's rows of ``a`` are neighbours, a vector each: one pointer reaches them all. (With a pointer a row, x86 has too
-few registers: 7 of 14 were loaded from the stack at every step of k, 73 instructions for 28 products instead of 57.)
+A tile's rows of ``a`` are neighbours, a vector each: one pointer reaches them all, and the walk is nested, [k // lanes]
+[k % lanes]. (With a pointer a row, x86 has too few registers: 7 of 14 were loaded from the stack at every step of k, 73
+instructions for 28 products. With one pointer and one loop over k, 54 and the prefetches; now 50 and those.)
+
+At most ``PASS`` steps of k are done at a time, all rows of C after one another, so that b stays in L1: 512 channels
+gain 3 to 4%. While the highest tile multiplies, it asks L1 for the next block of ``a`` and for b some steps on, 3 to 5%
+from 128 channels on, neither of them anything alone. In lower tiles, whose loads are as many as their products,
+this lost 2 to 6%.
 
 While a panel is multiplied, the next one is asked for: one cache line a step of k, spread over all the steps, so that
 it arrives in L2 at the pace at which it will be needed. Left to the hardware, the first tile of each panel waits for
@@ -13,8 +20,7 @@ L3 (without it 512 channels of 28x28 take 23 to 37% longer, 64 channels of 56x56
 whatever will be wanted after the products; see ``aim``. As it costs 6% where all operands are in L1 (172 instead of
 182 GFLOP/s of a peak of 203), tiles that have nothing to ask for leave it out.
 
-Tried: prefetching C for writing (nothing, or some percent slower); a nested walk over [channel][row][line] in the loop:
-LLVM loads all rows first and spills accumulators (half the speed). With everything in L1, tiles of 9 x 3 and 6 x 4
+Tried: prefetching C for writing (nothing, or some percent slower). With everything in L1, tiles of 9 x 3 and 6 x 4
 vectors, which load less, and loops unrolled by 2 and 4 are no faster than 14 x 2.
 """
 
@@ -22,14 +28,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from .blocking import TILE_VECTORS
 from .compile import jit
 from .simd import (
-    I32,
+    REGISTERS,
     TILE_ROWS,
     _close,
     _int,
@@ -45,54 +50,79 @@ from .simd import (
 
 MIDDLE_ROWS = 8 if TILE_ROWS > 8 else 4
 LOW_ROWS = MIDDLE_ROWS // 2
+PASS = 256  # steps of k: 32 KB of b with AVX-512, 16 KB with AVX2
+NEAR = 8 if REGISTERS == 32 else 0  # steps by which the highest tile asks L1 for b ahead
 
 
-def _make_panel_tile(height: int, second: bool = True) -> Any:
-    """An intrinsic ``(length, a, block, b, c, ldc, ahead, ahead_step, far, far_step)``: ``height`` rows of C.
+def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
+    """An intrinsic ``(length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step, more)``.
 
-    ``second`` says whether it prefetches ``far``, too.
+    ``height`` rows of C, to which the products are added where ``more``. ``second`` says whether the tile prefetches
+    ``far``, too, ``near`` whether ``a`` and b, and how many steps ahead.
     """
 
     @intrinsic
     def panel_tile(
-        typingctx: Any, length: Any, a: Any, block: Any, b: Any, c: Any, ldc: Any, ahead: Any, ahead_step: Any,
-        far: Any, far_step: Any,
+        typingctx: Any, length: Any, a: Any, a_block: Any, b: Any, c: Any, c_block: Any, ahead: Any, ahead_step: Any,
+        far: Any, far_step: Any, more: Any,
     ) -> Any:  # fmt: skip
         i64 = types.int64
-        signature = types.void(i64, a, i64, b, c, i64, ahead, i64, ahead, i64)
+        signature = types.void(i64, a, i64, b, c, i64, ahead, i64, ahead, i64, i64)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            length, a, block, b, c, ldc, ahead, ahead_step, far, far_step = args
+            length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step, more = args
             v = _Vectors(builder, sig.args[1])
-            width = TILE_VECTORS
-            jump = builder.sub(block, _int(v.lanes))
+            width, tile = TILE_VECTORS, [(i, j) for i in range(height) for j in range(TILE_VECTORS)]
+            places = [builder.add(builder.mul(c_block, _int(j)), _int(i * v.lanes)) for i, j in tile]
             entry = builder.block
-            loop, end = (builder.append_basic_block(name) for name in ("k", "end"))
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            phis = _phis(builder, [_int(0), b, ahead, far] + [v.zero] * (height * width), entry)
-            k, b_row, line, other, sums = phis[0], phis[1], phis[2], phis[3], phis[4:]
-            hint = [ir.Constant(I32, n) for n in (0, 2, 1)]  # for reading, into L2, data
-            v.call("llvm.prefetch.p0", ir.VoidType(), line, *hint)
+            again, block, step, following, end = (
+                builder.append_basic_block(name) for name in ("again", "block", "step", "following", "end")
+            )
+            builder.cbranch(builder.icmp_signed("==", more, _int(0)), block, again)
+            builder.position_at_end(again)
+            before = [v.load(c, place) for place in places]
+            builder.branch(block)
+
+            builder.position_at_end(block)
+            start = [_int(0), a, b, ahead, far]
+            outer = _phis(builder, start + [v.zero] * len(tile), entry)
+            for phi, value in zip(outer, start + before, strict=True):
+                phi.add_incoming(value, again)
+            k, first = outer[:2]
+            left = builder.sub(length, k)
+            steps = builder.select(builder.icmp_signed("<", left, _int(v.lanes)), left, _int(v.lanes))
+            last, beyond = builder.gep(first, [steps]), builder.gep(first, [a_block])
+            builder.branch(step)
+
+            builder.position_at_end(step)
+            phis = _phis(builder, [first, beyond, *outer[2:]], block)
+            column, row, b_row, line, other, sums = *phis[:5], phis[5:]
+            v.prefetch(line, write=False, level=2)
             if second:
-                v.call("llvm.prefetch.p0", ir.VoidType(), other, *hint)
+                v.prefetch(other, write=False, level=2)
+            if near:  # at each step a row of the next block
+                v.prefetch(row, write=False, level=1)
+                for j in range(width):
+                    v.prefetch(builder.gep(b_row, [_int((near * width + j) * v.lanes)]), write=False, level=1)
             right = [v.load(b_row, _int(j * v.lanes)) for j in range(width)]
-            blocks = builder.mul(builder.lshr(k, _int(v.lanes.bit_length() - 1)), jump)
-            column = builder.gep(a, [builder.add(k, blocks)])
             new = []
             for i in range(height):
-                left = v.splat(builder.load(builder.gep(column, [_int(i * v.lanes)]), align=v.align))
-                new += [v.multiply_add(left, right[j], sums[i * width + j]) for j in range(width)]
-            next_k = builder.add(k, _int(1))
-            next_row = builder.gep(b_row, [_int(width * v.lanes)])
-            _close(
-                phis, [next_k, next_row, builder.gep(line, [ahead_step]), builder.gep(other, [far_step]), *new], loop
-            )
-            builder.cbranch(builder.icmp_signed("<", next_k, length), loop, end)
+                splat = v.splat(builder.load(builder.gep(column, [_int(i * v.lanes)]), align=v.align))
+                new += [v.multiply_add(splat, right[j], sums[i * width + j]) for j in range(width)]
+            column, row = builder.gep(column, [_int(1)]), builder.gep(row, [_int(v.lanes)])
+            b_row = builder.gep(b_row, [_int(width * v.lanes)])
+            line, other = builder.gep(line, [ahead_step]), builder.gep(other, [far_step])
+            _close(phis, [column, row, b_row, line, other, *new], step)
+            builder.cbranch(builder.icmp_unsigned("!=", column, last), step, following)
+
+            builder.position_at_end(following)
+            k = builder.add(k, _int(v.lanes))
+            _close(outer, [k, beyond, b_row, line, other, *new], following)
+            builder.cbranch(builder.icmp_signed("<", k, length), block, end)
+
             builder.position_at_end(end)
-            for i in range(height):
-                for j in range(width):
-                    v.store(new[i * width + j], c, builder.add(builder.mul(ldc, _int(i)), _int(j * v.lanes)))
+            for value, place in zip(new, places, strict=True):
+                v.store(value, c, place)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -100,14 +130,21 @@ def _make_panel_tile(height: int, second: bool = True) -> Any:
     return panel_tile
 
 
-_high = _make_panel_tile(TILE_ROWS)
-_plain = _make_panel_tile(TILE_ROWS, second=False)
+_high = _make_panel_tile(TILE_ROWS, near=NEAR)
+_plain = _make_panel_tile(TILE_ROWS, second=False, near=NEAR)
 _middle = _make_panel_tile(MIDDLE_ROWS)
 _low = _make_panel_tile(LOW_ROWS)
 
 
 @jit(inline=True)
-def multiply_panel(height, length, a, block, b, c, ldc, ahead, aimed, kind):
+def pass_length(length, lanes):
+    """The steps of a pass: all the same but the last, whole vectors."""
+    passes = -(-length // PASS)
+    return -(-length // (passes * lanes)) * lanes
+
+
+@jit(inline=True)
+def multiply_panel(height, length, a, a_block, b, c, c_block, ahead, aimed, kind):
     """The product for ``height`` rows; C and ``a`` must reach ``TILE_ROWS`` further.
 
     ``ahead`` is the next panel; ``aimed`` says what else to prefetch (see ``aim``).
@@ -116,26 +153,31 @@ def multiply_panel(height, length, a, block, b, c, ldc, ahead, aimed, kind):
     lanes = vector_lanes(kind)
     width = 2 * lanes
     step = width // max(1, -(-height // TILE_ROWS))  # each of so many tiles asks for its share of the next panel
-    i, place, pieces, far_step, far_jump = 0, load(aimed, 0), load(aimed, 1), load(aimed, 2), load(aimed, 3)
-    while i < height:
-        left = height - i
-        r, to = shift(a, i * lanes), shift(c, i * ldc)
-        if left <= LOW_ROWS:
-            _low(length, r, block, b, to, ldc, ahead, step, pointer(place, kind), far_step)
-            i += LOW_ROWS
-        elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS or MIDDLE_ROWS < left <= MIDDLE_ROWS + LOW_ROWS < TILE_ROWS:
-            _middle(length, r, block, b, to, ldc, ahead, step, pointer(place, kind), far_step)
-            i += MIDDLE_ROWS
-        elif pieces > 0:
-            _high(length, r, block, b, to, ldc, ahead, step, pointer(place, kind), far_step)
-            i += TILE_ROWS
-        else:
-            _plain(length, r, block, b, to, ldc, ahead, step, pointer(place, kind), far_step)
-            i += TILE_ROWS
-        ahead = shift(ahead, length * step)
-        if pieces > 0:
-            pieces -= 1
-            place += far_jump
+    place, pieces, far_step, far_jump = load(aimed, 0), load(aimed, 1), load(aimed, 2), load(aimed, 3)
+    depth, both = pass_length(length, lanes), MIDDLE_ROWS + LOW_ROWS
+    for k in range(0, length, depth):
+        n = min(depth, length - k)
+        a_pass, b_pass, i = shift(a, k // lanes * a_block), shift(b, k * width), 0
+        while i < height:
+            left = height - i
+            r, to = shift(a_pass, i * lanes), shift(c, i * lanes)
+            far = pointer(place, kind)
+            if left <= LOW_ROWS:
+                _low(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                i += LOW_ROWS
+            elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS or MIDDLE_ROWS < left <= both < TILE_ROWS:
+                _middle(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                i += MIDDLE_ROWS
+            elif pieces > 0:
+                _high(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                i += TILE_ROWS
+            else:
+                _plain(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                i += TILE_ROWS
+            ahead = shift(ahead, n * step)
+            if pieces > 0:
+                pieces -= 1
+                place += far_jump
     store(aimed, 0, place)
     store(aimed, 1, pieces)
 

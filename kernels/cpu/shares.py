@@ -34,7 +34,7 @@ def native_address(kernel: Any, kind: Any) -> int:
 
 
 @intrinsic
-def _call(typingctx: Any, function: Any, t: Any, threads: Any, table: Any, chunk: Any, kind: Any) -> Any:
+def call_at(typingctx: Any, function: Any, t: Any, threads: Any, table: Any, chunk: Any, kind: Any) -> Any:
     """Call the kernel at an address, by Numba's own calling convention. Kernels raise nothing."""
     arguments = _signature(kind)
 
@@ -50,4 +50,4 @@ def _call(typingctx: Any, function: Any, t: Any, threads: Any, table: Any, chunk
 @jit(parallel=True)
 def every_share(function, threads, table, chunk, kind):
     for t in prange(threads):
-        _call(function, t, threads, table, chunk, kind)
+        call_at(function, t, threads, table, chunk, kind)

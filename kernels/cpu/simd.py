@@ -296,9 +296,9 @@ def _close(phis: list[ir.PhiInstr], values: list[ir.Value], source: ir.Block) ->
 
 
 def _tile_sums(
-    builder: ir.IRBuilder, v: _Vectors, first: list[ir.Value], height: int, width: int, by_lane: bool,
+    builder: ir.IRBuilder, v: _Vectors, first: list[ir.Value], height: int, width: int, by_lane: bool, ahead: int,
     segment_count: ir.Value, segments: ir.Value, length: ir.Value, step: ir.Value, a: ir.Value, rows: ir.Value,
-    b: ir.Value, ahead: int = 0,
+    b: ir.Value,
 ) -> list[ir.Value]:  # fmt: skip
     """The loops of a tile: ``first`` and its products, ``height x width`` vectors; the builder is left behind them.
 
@@ -357,7 +357,7 @@ def _make_tile(height: int, by_lane: bool) -> Any:
             *operands, c, ldc, accumulate = args
             v = _Vectors(builder, sig.args[4])
             first = [v.zero] * (height * TILE_VECTORS)
-            sums = _tile_sums(builder, v, first, height, TILE_VECTORS, by_lane, *operands)
+            sums = _tile_sums(builder, v, first, height, TILE_VECTORS, by_lane, 0, *operands)
             # C is read last: loading it first would stall the first products
             plain, plus, done = (builder.append_basic_block(n) for n in ("plain", "plus", "done"))
             builder.cbranch(builder.icmp_signed("!=", accumulate, _int(0)), plus, plain)
@@ -419,7 +419,7 @@ def _make_output_tile(height: int, width: int) -> Any:
             with builder.if_then(builder.not_(alone)):
                 for where in itertools.chain(*extras):
                     v.prefetch(builder.gep(residual, [where]), write=False, level=1)
-            sums = _tile_sums(builder, v, first, height, width, False, *operands, ahead=AHEAD)
+            sums = _tile_sums(builder, v, first, height, width, False, AHEAD, *operands)
 
             whole, part, done = (builder.append_basic_block(n) for n in ("whole", "part", "done"))
             lowest, highest = v.limits(activation)

@@ -81,8 +81,21 @@ def threading_layer() -> str:
     return _layer
 
 
+class Recorder(threading.local):
+    """Where launches are noted instead of made, in threads that set ``launches`` (see ``sequence.record``); None there
+    stands for one that cannot be noted."""
+
+    launches: list[Any] | None = None
+
+
+recorder = Recorder()
+
+
 def run_shares(kernel: Any, threads: int, table: np.ndarray, chunk: np.ndarray, kind: Any) -> None:
     """:func:`launch` with tables given as arrays."""
+    if recorder.launches is not None:
+        recorder.launches.append(None)
+        return
     addresses = (table.__array_interface__["data"][0], chunk.__array_interface__["data"][0])
     launch(kernel, threads, *addresses, kind)
 

@@ -5,7 +5,7 @@ three steps stays in the L2 cache, and so that the transformed weights U, stream
 
     slab  padded input rows under the block, a vector of channels        [row][column][lane]
     V     transformed input                            [ξ][c // lanes][tile][c % lanes]
-    M     products for ``k_group`` tile columns of output channels        [ξ][tile][k]
+    M     products for ``k_group`` tile columns of output channels        [ξ][k // lanes][tile][k % lanes]
     U     transformed weights                            [group][k block][ξ][c][COLUMNS]
 """
 
@@ -52,7 +52,7 @@ class Plan:
     slab_columns: int
     v_block: int  # elements from one vector of channels to the next
     v_xi: int
-    m_tile: int
+    m_block: int
     m_xi: int
     fetch_input: bool
     scratch: tuple[int, int, int, int, int, int, int]  # slab, V, M, output rows, turned, vectors, integers
@@ -93,8 +93,8 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     k_group = min(group * (widest // width), -(-k_blocks // k_parts))
     rows = min(tile_rows, -(-tiles // strip) + 1)
     slab_columns = strip * f.columns[0] + f.columns[1] - 1
-    v_block, m_tile = (tiles | 1) * lanes, k_group * width
-    v_xi, m_xi = channels // lanes * v_block, (tiles + MAX_TILE_ROWS) * m_tile + line
+    v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
+    v_xi, m_xi = channels // lanes * v_block + line, k_group * TILE_VECTORS * m_block + line
     positions = f.rows[0] * strip * f.columns[0]
     packed = c.groups * k_blocks * f.products * c.group_inputs * width
     elements = total * f.outputs * (c.in_channels + c.out_channels)  # of the images
@@ -109,7 +109,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         slab_columns,
         v_block,
         v_xi,
-        m_tile,
+        m_block,
         m_xi,
         caches().l2 < SMALL_L2 and itemsize * (elements + packed) > caches().l3,
         (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fastconv.kernels import reference
+from fastconv.kernels.cpu.panels import PASS
 from fastconv.kernels.winograd_matrices import VARIANTS
 from fastconv.problem import conv_problem
 from fastconv.registry import ROWS, resolve
@@ -175,6 +176,13 @@ def test_sizes_around_a_tile(row, size):
         check_row(row, problem(row, size=size, n=3, c=5, k=6), rng=np.random.default_rng(size), threads=2)
         for dtype in able(row, "float64"):
             check_row(row, problem(row, size=size, dtype=dtype), rng=np.random.default_rng(size), integers=True)
+
+
+def test_channels_of_several_passes():
+    row = next(r for r in F4X4 if r.device == "cpu")
+    p = problem(row, c=2 * PASS + 19)
+    check_row(row, p, rng=np.random.default_rng(0), integers=True, empty=guarded)
+    check_row(row, p, rng=np.random.default_rng(0), threads=2)
 
 
 @pytest.mark.parametrize("row", F4X4, ids=lambda r: r.device)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...dispatch import get_num_threads
+from ...settings import get_num_threads
 from .executor import Executor
 from .graph import Array, Value
 from .memory import check_fits
@@ -36,6 +36,10 @@ def run_model_file(
         raise ValueError(f"--threads must be >= 1, got {threads}")
     if not seconds > 0:
         raise ValueError(f"--seconds must be positive, got {seconds:g}")
+    if seed < 0:
+        raise ValueError(f"--seed must be >= 0, got {seed}")
+    if output is not None and output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is a file, a folder is needed")
     net = Executor(model, threads=threads)
     if random:
         inputs = draw(net.inputs, _sizes(shapes, net.inputs), seed)
@@ -72,6 +76,8 @@ def read(wanted: Mapping[str, Value], given: Sequence[str]) -> dict[str, Array]:
     for text in given:
         name, equals, path = text.partition("=")
         if equals and name in wanted:
+            if not path:
+                raise ValueError(f"--input {text}: say {name}=FILE")
             found[name] = _read_file(Path(path))
         elif text.lower().endswith(".npz"):
             found.update(_read_named(Path(text), wanted))
@@ -181,10 +187,8 @@ def _show_layers(rows: Sequence[Row]) -> None:
 
     total = sum(row.seconds or 0.0 for row in rows)
     table = Table(title="each layer, median of 10 runs", title_justify="left", box=None, pad_edge=False)
-    for heading, justify in (
-        ("layer", "left"), ("operator", "left"), ("runs as", "left"), ("gives", "left"), ("ms", "right"), ("%", "right")
-    ):  # fmt: skip
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for heading in ("layer", "operator", "runs as", "gives", "ms", "%"):
+        table.add_column(heading, justify="right" if heading in ("ms", "%") else "left", overflow="fold")
     for row in rows:
         seconds = row.seconds or 0.0
         order = ", channels last" if row.channels_last else ""

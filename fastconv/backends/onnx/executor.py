@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...dispatch import options
+from ...settings import options
 from . import passes
 from .graph import Array, Value, build
 from .model import load

@@ -25,7 +25,7 @@ from .fallback import OWN, Reference
 from .graph import Array, Graph, Node, Value, node_of
 from .layout import Work
 from .memory import Life, block, offsets
-from .operators import Call, Orders, Packed, Spec, Task, evaluate, task_of
+from .operators import Call, Orders, Packed, Replay, Spec, Task, evaluate, task_of
 
 SMALL = 1 << 20
 """Bytes: results up to here are computed once when they follow from shapes alone."""
@@ -235,6 +235,7 @@ class Program:
 
     def _bind(self) -> None:
         self.steps: list[Step] = []
+        replays: dict[int, tuple[Replay, list[Any]]] = {}
         for node, task in self.works:
             outputs = tuple(name for name in node.outputs if name)
             if len(outputs) < len(node.outputs):  # results that nobody asked for are written all the same
@@ -243,11 +244,11 @@ class Program:
                 continue
             run, how = task.run, "NumPy"
             reads = tuple(node.inputs[i] for i in task.reads)
+            orders = Orders(*(self.orders.get(name, False) for name in (*reads[:1], outputs[0])))
             if task.prepare is not None:
-                orders = Orders(self.orders.get(reads[0], False), self.orders[outputs[0]])
                 run = task.prepare(orders)
             if task.note is not None:
-                how = task.note(Orders(*(self.orders.get(n, False) for n in (reads[0], outputs[0]))))
+                how = task.note(orders)
             if node.op == "Concat" and not node.domain:
                 run, reads, how = self._concatenation(node, task)
                 if not reads:
@@ -256,10 +257,46 @@ class Program:
             names = (*reads, *outputs)
             arrays = [self._array(name) for name in names]
             if all(a is not None for a in arrays):
+                if task.replay is not None:
+                    replays[len(self.steps)] = task.replay(orders), arrays
                 self.steps.append(Step(partial(run, *arrays), None, node, how, task.outputs))
             else:
                 self.steps.append(Step(run, names, node, how, task.outputs))
         self.bound = {**self.known, **self.arrays}
+        self.plays = self._joined(replays)
+
+    def _joined(self, replays: dict[int, tuple[Replay, list[Array]]]) -> list[tuple[Callable[..., Any], Any]]:
+        """The steps, in which those that only launch kernels on arrays that are there already are one where they follow
+        each other: without Python between them, and with the threads kept together."""
+        from ...kernels.cpu import sequence
+
+        scratch = np.empty(max((r.nbytes for r, _ in replays.values()), default=0) + 64, np.uint8)
+        workspace = scratch[-scratch.ctypes.data % 64 :]
+        plays: list[tuple[Callable[..., Any], Any]] = []
+        together: list[Any] = []
+        singles: list[tuple[Callable[..., Any], Any]] = []
+
+        def close() -> None:
+            alone = len(singles) < 2
+            plays.extend(singles if alone else [(sequence.Sequence(together, (self.works, workspace)), None)])
+            together.clear()
+            singles.clear()
+
+        for i, step in enumerate(self.steps):
+            launches = None
+            if i in replays and sequence.ABLE:
+                replay, arrays = replays[i]
+                launches = replay.record(workspace, *arrays)
+            kinds = {type(one.bound.kind) for one in (*together, *(launches or ()))}
+            if launches is None or len(kinds) > 1:
+                close()
+            if launches is None:
+                plays.append((step.run, step.names))
+            else:
+                together.extend(launches)
+                singles.append((step.run, step.names))
+        close()
+        return plays
 
     def _unnamed(self, node: Node, place: int, task: Task) -> str:
         name = node.outputs[place] if place < len(node.outputs) else ""
@@ -298,7 +335,7 @@ class Program:
             spec = self.specs[name]
             arrays[name] = np.empty(spec.shape, spec.dtype)
         if rows is None:
-            for run, names, *_ in self.steps:
+            for run, names in self.plays:
                 if names is None:
                     run()
                 else:

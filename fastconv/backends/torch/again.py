@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from fastconv.dispatch import default_threads
 from fastconv.pooled import ready_calls
+from fastconv.settings import default_threads
 
 from .tensors import array, tensor
 

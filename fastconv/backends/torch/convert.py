@@ -158,7 +158,13 @@ def explain(model: nn.Module) -> Report:
     1  Own     PyTorch: a subclass of Conv2d, whose forward may be its own
 
     Kernels are those of the plans that calls have made.
+
+    Raises
+    ------
+    TypeError : model is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"explain: model must be a torch.nn.Module, got {type(model).__name__}")
     names: dict[Any, str] = {}
     for name, module in model.named_modules():
         names[module] = name or "(model)"

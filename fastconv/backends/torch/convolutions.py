@@ -74,10 +74,18 @@ def compute(
         return tensor(channels_first_view(y) if last else y)
 
 
-def on_arrays(rank: int, last: bool, *parameters: Any) -> Any:
-    """:func:`compute` as a function of arrays."""
+def on_arrays(last: bool, tensors: tuple[Any, ...], *parameters: Any) -> Any:
+    """:func:`compute` as a function of arrays like those of the tensors, of which it has run."""
+    return _ready(call.CONV, f"conv{tensors[0].dim() - 2}d", last, tensors, **_keywords(*parameters))
+
+
+def _ready(kind: call.Kind, op: str, last: bool, tensors: tuple[Any, ...], **keywords: Any) -> Any:
+    """The kept call of fastconv's itself, which looks into no dictionary again, or one that finds its own way."""
+    x, *others = (None if t is None else array(t) for t in tensors)
+    x = channels_last_view(x) if last else x
     layout = "channels_last" if last else None
-    return partial(call.conv, call.CONV, f"conv{rank}d", rank, layout=layout, **_keywords(*parameters))
+    ready = call.ready_conv(kind, op, x, *others, layout=layout, **keywords)
+    return ready or partial(call.conv, kind, op, tensors[0].dim() - 2, layout=layout, **keywords)
 
 
 def _shape(x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any) -> Any:
@@ -121,12 +129,12 @@ def compute_input(
 
 
 def transposed_on_arrays(
-    rank: int, last: bool, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int
+    last: bool, tensors: tuple[Any, ...], stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int
 ) -> Any:
-    """A transposed convolution as a function of arrays: x, w and bias."""
-    return partial(
-        call.conv, call.TRANSPOSED, f"conv_transpose{rank}d", rank, layout="channels_last" if last else None,
-        stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups,
+    """A transposed convolution as a function of arrays like those of the tensors: x, w and bias."""
+    return _ready(
+        call.TRANSPOSED, f"conv_transpose{tensors[0].dim() - 2}d", last, tensors, stride=stride, padding=padding,
+        output_padding=output_padding, dilation=dilation, groups=groups,
     )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fastconv.arguments import check_choice, integer, is_sequence
+from fastconv.kernels.geometry import PADDING_MODES
 from fastconv.problem import adaptive_pool_problem, pool_problem
 from fastconv.ranks import per_rank
 
@@ -21,21 +23,32 @@ from .library import Operator
 from .tensors import is_channels_last, why_not
 
 
-def _check(op: str, *tensors: Any) -> None:
-    reason = why_not(*tensors)
+def _check(op: str, *tensors: Any, bias: Any = None) -> None:
+    reason = "takes tensors, not None" if any(t is None for t in tensors) else why_not(*tensors, bias)
     if reason is not None:
         raise TypeError(f"{op}: fastconv {reason}")
 
 
-def _numbers(op: str, name: str, value: Any, rank: int) -> tuple[Any, ...]:
-    """One number an axis, from one for all or a sequence, as PyTorch takes them."""
+def _numbers(op: str, name: str, value: Any, rank: int, least: int = 1) -> tuple[Any, ...]:
+    """One number an axis, at least ``least``, from one for all or a sequence, as PyTorch takes them."""
     if isinstance(value, (tuple, list, torch.Size)):
         if len(value) == rank:
-            return tuple(value)
+            return tuple([_integer(op, name, v, least) for v in value])
         if len(value) != 1:
             raise ValueError(f"{op}: {name} must be a number or {rank} of them, got {value!r}")
         (value,) = value
-    return (value,) * rank
+    return (_integer(op, name, value, least),) * rank
+
+
+def _integer(op: str, name: str, value: Any, least: int) -> Any:
+    """A checked integer; while PyTorch traces it may be a symbol. Later calls are told apart by its value alone, which
+    True and 1.0 share with 1."""
+    if isinstance(value, torch.SymInt):
+        return value
+    number = value if type(value) is int else integer(op, name, value)
+    if number < least:
+        raise ValueError(f"{op}: {name} must be >= {least}, got {value!r}")
+    return number
 
 
 def _batched(op: str, x: torch.Tensor, rank: int) -> tuple[torch.Tensor, bool]:
@@ -68,7 +81,7 @@ def _padding(op: str, padding: Any, x: Any, w: Any, stride: Any, dilation: Any) 
     """Before and after each axis."""
     rank = len(stride)
     if not isinstance(padding, str):
-        return tuple(p for p in _numbers(op, "padding", padding, rank) for _ in range(2))
+        return tuple(p for p in _numbers(op, "padding", padding, rank, 0) for _ in range(2))
     if padding == "valid":
         return (0,) * (2 * rank)
     if padding != "same":
@@ -101,15 +114,16 @@ def conv(
     if ready is not None:
         return ready(input, weight, bias)
     input, weight, bias = _autocast(input, weight, bias)
-    _check(op, input, weight, bias)
+    _check(op, input, weight, bias=bias)
     x, batched = _batched(op, input, rank)
     strides, dilations = _numbers(op, "stride", stride, rank), _numbers(op, "dilation", dilation, rank)
     pads = _padding(op, padding, x, weight, strides, dilations)
-    parameters = strides, pads, dilations, groups, padding_mode
+    check_choice(op, "padding_mode", padding_mode, PADDING_MODES)
+    parameters = strides, pads, dilations, _integer(op, "groups", groups, 1), padding_mode
     y: torch.Tensor = _run(convolutions.conv, (x, weight, bias), *parameters)
     if key is not None and batched:
         last = is_channels_last(x)
-        again.keep(key, convolutions.on_arrays(rank, last, *parameters), last)
+        again.keep(key, convolutions.on_arrays(last, (x, weight, bias), *parameters), last)
     return y if batched else y.squeeze(0)
 
 
@@ -133,10 +147,11 @@ def conv_transpose(
     if ready is not None:
         return ready(input, weight, bias)
     input, weight, bias = _autocast(input, weight, bias)
-    _check(op, input, weight, bias)
+    _check(op, input, weight, bias=bias)
     dy, batched = _batched(op, input, rank)
     strides, dilations = _numbers(op, "stride", stride, rank), _numbers(op, "dilation", dilation, rank)
-    pads, extra = _numbers(op, "padding", padding, rank), _numbers(op, "output_padding", output_padding, rank)
+    groups = _integer(op, "groups", groups, 1)
+    pads, extra = _numbers(op, "padding", padding, rank, 0), _numbers(op, "output_padding", output_padding, rank, 0)
     for e, p, s, d in zip(extra, pads, strides, dilations, strict=True):
         if e >= s and (e >= d or e - p >= s):
             raise ValueError(
@@ -159,7 +174,8 @@ def conv_transpose(
     )  # fmt: skip
     if key is not None and batched:
         last = is_channels_last(dy)
-        on_arrays = convolutions.transposed_on_arrays(rank, last, strides, pads, extra, dilations, groups)
+        tensors = dy, weight, bias
+        on_arrays = convolutions.transposed_on_arrays(last, tensors, strides, pads, extra, dilations, groups)
         again.keep(key, on_arrays, last)
     return x if batched else x.squeeze(0)
 
@@ -183,7 +199,7 @@ def _stride(op: str, stride: Any, kernel: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _check_padding(op: str, padding: tuple[Any, ...], kernel: tuple[Any, ...], dilation: tuple[Any, ...]) -> None:
     for p, k, d in zip(padding, kernel, dilation, strict=True):
-        if not 0 <= p <= (d * (k - 1) + 1) // 2:
+        if not p <= (d * (k - 1) + 1) // 2:
             raise ValueError(f"{op}: padding must be at most half the window, got {padding} for a window of {kernel}")
 
 
@@ -221,7 +237,7 @@ def max_pool(
         return ready(input)
     x, batched = _pooled(op, input, rank)
     kernel, dilations = _numbers(op, "kernel_size", kernel_size, rank), _numbers(op, "dilation", dilation, rank)
-    pads = _numbers(op, "padding", padding, rank)
+    pads = _numbers(op, "padding", padding, rank, 0)
     _check_padding(op, pads, kernel, (1,) * rank)  # PyTorch does not look at the dilation here
     windows = kernel, _stride(op, stride, kernel), pads, dilations, ceil_mode
     result = _picked(poolings.max_pool, x, batched, return_indices, *windows)
@@ -253,8 +269,12 @@ def adaptive_max_pool(op: str, rank: int, input: torch.Tensor, output_size: Any,
 
 
 def _output_size(op: str, output_size: Any, x: torch.Tensor) -> tuple[Any, ...]:
-    sizes = _numbers(op, "output_size", output_size, x.dim() - 2)
-    return tuple(n if o is None else o for o, n in zip(sizes, x.shape[2:], strict=True))
+    size = x.shape[2:]
+    wanted = tuple(output_size) if is_sequence(output_size) else (output_size,)
+    wanted = wanted * len(size) if len(wanted) == 1 else wanted
+    if len(wanted) == len(size):
+        wanted = tuple(n if o is None else o for o, n in zip(wanted, size, strict=True))
+    return _numbers(op, "output_size", wanted, len(size))
 
 
 @per_rank("avg_pool{}d")
@@ -279,7 +299,7 @@ def avg_pool(
     if ready is not None:
         return ready(input)
     x, batched = _pooled(op, input, rank)
-    kernel, pads = _numbers(op, "kernel_size", kernel_size, rank), _numbers(op, "padding", padding, rank)
+    kernel, pads = _numbers(op, "kernel_size", kernel_size, rank), _numbers(op, "padding", padding, rank, 0)
     _check_padding(op, pads, kernel, (1,) * rank)
     if divisor_override == 0:
         raise ValueError(f"{op}: divisor_override must not be 0")
@@ -370,12 +390,15 @@ def max_unpool(
     x, batched = _batched(op, input, rank)
     positions = indices if batched else indices.unsqueeze(0)
     kernel = _numbers(op, "kernel_size", kernel_size, rank)
-    strides, pads = _stride(op, stride, kernel), _numbers(op, "padding", padding, rank)
+    strides, pads = _stride(op, stride, kernel), _numbers(op, "padding", padding, rank, 0)
     usual = tuple((n - 1) * s - 2 * p + k for n, s, p, k in zip(x.shape[2:], strides, pads, kernel, strict=True))
-    size = usual if output_size is None else tuple(output_size)[-rank:]
+    size = usual
+    if output_size is not None:
+        given = tuple(output_size) if is_sequence(output_size) else (output_size,)
+        size = _numbers(op, "output_size", given[-rank:], rank)
     for n, u, s in zip(size, usual, strides, strict=True):
         if not u - s < n < u + s:
-            raise ValueError(f"{op}: output_size must be within a stride of {usual}, got {output_size}")
+            raise ValueError(f"{op}: output_size must be within a stride of {usual}, got {size}")
     y: torch.Tensor = _run(poolings.max_unpool, (x, positions), size)
     return y if batched else y.squeeze(0)
 

@@ -25,7 +25,7 @@ from torch import nn
 
 import fastconv
 from fastconv.arrays import empty
-from fastconv.dispatch import current_options, default_threads, get_num_threads
+from fastconv.settings import current_options, default_threads, get_num_threads
 
 from . import convolutions, functions
 from .again import autocast_dtype, only_numbers
@@ -160,6 +160,7 @@ class _Convolution(Layer):
     output_padding: Any
     padding_mode: Any
     folds = True
+    """Whether what follows can be folded in; :mod:`.tracing` asks."""
     adds = False
     """Whether a residual can be folded in."""
 
@@ -225,6 +226,7 @@ class _Convolution(Layer):
         return Prepared(plan, None, last, *seen)
 
     def _plan(self, size: Any, w: Any, bias: Any, **named: Any) -> Any:
+        """A plan for inputs of this size; each kind makes its own."""
         raise NotImplementedError
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastconv import call
+from fastconv import call, pooling
 from fastconv.kernels.geometry import PoolGeometry
 from fastconv.problem import PoolProblem, adaptive_pool_problem, pool_problem
 
@@ -59,24 +59,20 @@ def means(
 
 
 def _pool(kind: str, builder: Any, x: torch.Tensor, indices: bool = False, **parameters: Any) -> list[torch.Tensor]:
-    """The pooled tensor, and the indices if they are wanted."""
-    rank = x.dim() - 2
+    """The pooled tensor, and the indices if they are wanted: :func:`on_arrays`, called once."""
     last = is_channels_last(x)
     with on_device(x):
         source = channels_last_view(array(x)) if last else array(x)
-        y, positions, _ = call.pool(
-            f"{kind}{rank}d", rank, builder, kind, source, layout="channels_last" if last else None,
-            indices="int64" if indices else None, **parameters,
-        )  # fmt: skip
-        found = [y] if positions is None else [y, positions]
-        return [tensor(channels_first_view(a) if last else a) for a in found]
+        found = on_arrays(kind, builder, x, indices, **parameters)(source)
+        return [tensor(channels_first_view(a) if last else a) for a in (found if indices else (found,))]
 
 
 def on_arrays(kind: str, builder: Any, x: torch.Tensor, indices: bool = False, **parameters: Any) -> Any:
-    """:func:`_pool` of tensors like x as a function of arrays, which gives y, or y and the indices."""
+    """The pooling of tensors like x as a function of arrays, which gives y, or y and the indices."""
     rank = x.dim() - 2
+    op = f"adaptive_{kind}{rank}d" if builder is adaptive_pool_problem else f"{kind}{rank}d"
     pool: Any = partial(
-        call.pool, f"{kind}{rank}d", rank, builder, kind, layout="channels_last" if is_channels_last(x) else None,
+        pooling.pool, op, rank, builder, kind, layout="channels_last" if is_channels_last(x) else None,
         indices="int64" if indices else None, **parameters,
     )  # fmt: skip
     if indices:
@@ -99,7 +95,7 @@ def _gradient(
             layout="channels_last" if last else "channels_first", device="cuda" if dy.is_cuda else "cpu",
             indices=bool(others), **parameters,
         )  # fmt: skip
-        dx = call.pool_gradient(problem, *arrays, like=arrays[0], batched=True)
+        dx = pooling.pool_gradient(problem, *arrays, like=arrays[0], batched=True)
         return tensor(channels_first_view(dx) if last else dx)
 
 
@@ -330,7 +326,7 @@ def compute_unpool(x: torch.Tensor, indices: torch.Tensor, output_size: Any) -> 
         source, positions = array(x), array(indices)
         if last:
             source, positions = channels_last_view(source), channels_last_view(positions)
-        y, _ = call.unpool(
+        y, _ = pooling.unpool(
             f"max_unpool{rank}d", rank, _any_size, source, positions, tuple(output_size),
             layout="channels_last" if last else None,
         )  # fmt: skip

@@ -2,13 +2,14 @@
 
 from . import arithmetic, convolution, pooling, shapes
 from .convolution import Packed
-from .task import OPERATORS, Call, Orders, Spec, Task, evaluate, task_of
+from .task import OPERATORS, Call, Orders, Replay, Spec, Task, evaluate, task_of
 
 __all__ = [
     "OPERATORS",
     "Call",
     "Orders",
     "Packed",
+    "Replay",
     "Spec",
     "Task",
     "arithmetic",

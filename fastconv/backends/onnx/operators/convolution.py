@@ -17,7 +17,7 @@ from ....dispatch import Candidate, Workspace, select
 from ....plan import ConvPlan
 from ....problem import ConvProblem, conv_problem, conv_transpose_problem
 from ..graph import Array
-from .task import Call, Orders, Run, Sizes, Spec, Task, operator
+from .task import Call, Orders, Replay, Run, Sizes, Spec, Task, operator
 from .windows import Window, pairs, sizes, spatial_rank, window
 
 
@@ -123,6 +123,14 @@ def _planned(call: Call, made: Spec, parameters: dict[str, Any], build: Callable
         run = planned(orders.given).run
         return run if residual else lambda x, out: run(x, None, out)
 
+    def replay(orders: Orders) -> Replay:
+        chosen = planned(orders.given)
+
+        def record(workspace: Array, x: Array, *others: Array) -> list[Any] | None:
+            return chosen.launches(x, others[0] if residual else None, others[-1], workspace)
+
+        return Replay(chosen.workspace_bytes, record)
+
     def seconds(orders: Orders) -> float:
         turned = made.nbytes / TURNING if orders.given != orders.made else 0.0
         layout = "channels_last" if orders.given else "channels_first"
@@ -135,7 +143,10 @@ def _planned(call: Call, made: Spec, parameters: dict[str, Any], build: Callable
     def note(orders: Orders) -> str:
         return " + ".join(filter(None, (planned(orders.given).algorithm, "residual" if residual else "", activation)))
 
-    return Task((made,), None, (0, 3) if residual else (0,), orders="own", prepare=prepare, seconds=seconds, note=note)
+    return Task(
+        (made,), None, (0, 3) if residual else (0,), orders="own", prepare=prepare, seconds=seconds, note=note,
+        replay=replay,
+    )  # fmt: skip
 
 
 def _dynamic(call: Call, made: Spec, parameters: dict[str, Any]) -> Task:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .... import plan
-from ....dispatch import get_num_threads
+from ....settings import get_num_threads
 from ..graph import Array
 from .task import Call, Run, Spec, Task
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from .... import functional
 from ....arrays import dtype_name
-from ....dispatch import get_num_threads, select
+from ....dispatch import select
 from ....problem import pool_problem
 from ....registry import resolve
+from ....settings import get_num_threads
 from ..graph import Array
-from .task import Call, Run, Sizes, Spec, Task, operator
+from .task import Call, Replay, Run, Sizes, Spec, Task, operator
 from .windows import Window, spatial_rank, window
 
 KINDS = {"MaxPool": "max_pool", "AveragePool": "avg_pool", "LpPool": "lp_pool"}
@@ -48,11 +49,17 @@ def _pool(call: Call, kind: str, used: Window, options: dict[str, Any]) -> Task:
         kernel(np.abs(x) if of_magnitudes else x, *picks, out)
 
     run = _widened(pool) if _narrow(kind, call.spec()) else pool
+
+    def record(workspace: Array, *arrays: Array) -> list[Any] | None:
+        from ....kernels.cpu import sequence
+
+        return sequence.record(run, *arrays)
+
     nbytes = made.nbytes + x.nbytes
     return Task(
         (made,), None, (0,), orders="own", prepare=lambda orders: run,
         seconds=lambda orders: nbytes / (RATE if orders.given == orders.made else TURNED_RATE),
-        note=lambda orders: f"{name} {choice.algorithm}",
+        note=lambda orders: f"{name} {choice.algorithm}", replay=lambda orders: Replay(0, record),
     )  # fmt: skip
 
 

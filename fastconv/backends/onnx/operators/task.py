@@ -41,6 +41,14 @@ class Orders(NamedTuple):
     made: bool = False
 
 
+class Replay(NamedTuple):
+    """How to note what a task launches: ``record(workspace, *arrays)`` gives the launches on these arrays and on
+    ``nbytes`` of scratch memory, or None where ``run`` does more than launch kernels."""
+
+    nbytes: int
+    record: Callable[..., list[Any] | None]
+
+
 @dataclass(frozen=True)
 class Task:
     """One node, all shapes known.
@@ -53,6 +61,7 @@ class Task:
               first; "own": ``prepare(orders)`` gives a ``run`` for channels first or last, ``seconds(orders)`` its time
     note      what :meth:`Executor.explain` says of it
     strided   whether the output may be a part of a larger array
+    replay    for tasks that only launch kernels: several in a row run without Python between them
     """
 
     outputs: tuple[Spec, ...]
@@ -65,6 +74,7 @@ class Task:
     seconds: Callable[[Orders], float] | None = None
     note: Callable[[Orders], str] | None = None
     strided: bool = True
+    replay: Callable[[Orders], Replay] | None = None
 
 
 class Call:

@@ -1,0 +1,127 @@
+"""Launches noted and run together: the same bits as one by one, on any number of threads; nothing noted that cannot."""
+
+import multiprocessing
+import os
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+
+import fastconv
+from fastconv.kernels.cpu import threads as threading_layers
+from fastconv.kernels.cpu.sequence import ABLE, Sequence, record
+
+pytestmark = pytest.mark.skipif(not ABLE, reason="no sched_yield here")
+
+CHANNELS = (5, 24, 24, 40, 16)
+
+
+@pytest.fixture(params=[1, 2, 5], ids="{} threads".format)
+def chain(request):
+    """Four convolutions one after the other, on unlike numbers of threads: steps, a sequence, x and the results."""
+    rng = np.random.default_rng(1)
+    workspace = np.empty(1 << 22, np.uint8)
+    arrays = [rng.standard_normal((2, c, 40, 44), np.float32) for c in CHANNELS]
+    steps, launches = [], []
+    with fastconv.options(num_threads=request.param):
+        for i, (kernel, algorithm) in enumerate(((3, "direct"), (3, "depthwise"), (1, "pointwise"), (3, "winograd"))):
+            groups = CHANNELS[i] if algorithm == "depthwise" else 1
+            w = rng.standard_normal((CHANNELS[i + 1], CHANNELS[i] // groups, kernel, kernel), np.float32)
+            plan = fastconv.plan_conv2d(
+                arrays[i].shape, w, w[:, 0, 0, 0], padding=kernel // 2, groups=groups, algorithm=algorithm,
+                activation="relu",
+            )  # fmt: skip
+            steps.append(partial(plan.run, arrays[i], None, arrays[i + 1]))
+            noted = plan.launches(arrays[i], None, arrays[i + 1], workspace)
+            assert len(noted) == 1
+            launches += noted
+    return steps, Sequence(launches, (steps, workspace)), arrays
+
+
+def expected(steps, arrays) -> list[np.ndarray]:
+    for step in steps:
+        step()
+    return [a.copy() for a in arrays]
+
+
+def test_same_bits_as_one_by_one_every_time(chain):
+    steps, sequence, arrays = chain
+    assert sequence.threads == max(one.bound.threads for one in sequence.kept[0])
+    want = expected(steps, arrays)
+    for _ in range(200):
+        for a in arrays[1:]:
+            a.fill(np.nan)
+        sequence()
+        for a, b in zip(arrays, want, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_input_may_change_between_runs(chain):
+    steps, sequence, arrays = chain
+    arrays[0] *= -2
+    want = expected(steps, arrays)
+    sequence()
+    np.testing.assert_array_equal(arrays[-1], want[-1])
+
+
+def test_one_thread_computes_the_shares_of_those_that_do_not_come(chain, monkeypatch):
+    steps, sequence, arrays = chain
+    want = expected(steps, arrays)
+    monkeypatch.setattr(threading_layers, "_forked", True)  # launches run share 0 alone
+    arrays[-1].fill(np.nan)
+    done = threading.Thread(target=sequence, daemon=True)
+    done.start()
+    done.join(20)
+    assert not done.is_alive()
+    np.testing.assert_array_equal(arrays[-1], want[-1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_children_run_sequences(chain):
+    steps, sequence, arrays = chain
+    want = expected(steps, arrays)[-1]
+
+    def child() -> None:
+        arrays[-1].fill(np.nan)
+        sequence()
+        os._exit(0 if np.array_equal(arrays[-1], want) else 1)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+
+
+def misaligned(array: np.ndarray) -> np.ndarray:
+    memory = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    memory[...] = array
+    return memory
+
+
+def test_what_copies_is_not_noted():
+    w = np.ones((8, 4, 3, 3), np.float32)
+    x, y = np.ones((1, 4, 8, 8), np.float32), np.zeros((1, 8, 6, 6), np.float32)
+    workspace = np.empty(1 << 20, np.uint8)
+    plan = fastconv.plan_conv2d(x.shape, w)
+    assert plan.launches(x, None, y, workspace)
+    assert not y.any()  # noted, not run
+    assert plan.launches(misaligned(x), None, y, workspace) is None
+    assert plan.launches(x, None, misaligned(y), workspace) is None
+    half = fastconv.plan_conv2d(x.shape, w.astype(np.float16))
+    assert half.launches(x.astype(np.float16), None, y.astype(np.float16), workspace) is None
+    folded = fastconv.plan_conv_transpose2d(y.shape, w, stride=2)  # a launch a phase
+    back = np.zeros((1, 4, 13, 13), np.float32)
+    assert folded.launches(y, None, back, workspace) is None
+    assert record(lambda a, b: np.copyto(b, a), x, x.copy()) is None
+
+
+def test_one_element_type():
+    noted = []
+    for dtype in (np.float32, np.float64):
+        x, w = np.ones((1, 4, 8, 8), dtype), np.ones((8, 4, 3, 3), dtype)
+        plan = fastconv.plan_conv2d(x.shape, w, algorithm="direct")
+        noted += plan.launches(x, None, np.zeros((1, 8, 6, 6), dtype), np.empty(1 << 20, np.uint8))
+    with pytest.raises(ValueError, match="one element type needed, got \\['float32', 'float64'\\]"):
+        Sequence(noted)
