@@ -357,7 +357,7 @@ def _fixed(
     rows = np.ascontiguousarray(rows, np.int64)
     segments, segment_count = c.segments
     in_place = c.taps == 1 and not slabs.by_lane and all((axis.source >= 0).all() for axis in c.axes)
-    step = int(width.source[1] - width.source[0]) if width.out > 1 else 0
+    step = int(width.source[1] - width.source[0]) if in_place and width.out > 1 else 0
     fixed = (
         sum(scratch), *(scratch + (0,) * 5)[:5],
         address(depth.source), address(height.source), address(width.source), address(segments), segment_count,

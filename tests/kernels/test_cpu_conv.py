@@ -63,6 +63,7 @@ EDGES = {
     "patches": conv(1, 3, 8, (20, 20), 4, stride=4),
     "dilation": conv(2, 4, 6, (13, 12), 3, pad=2, dilation=(2, 3)),
     "dilation and stride": conv(1, 4, 6, (15, 16), 3, stride=(2, 3), pad=2, dilation=(3, 2)),
+    "phases of a gradient wider than what they read": conv(1, 7, 32, (4, 5), 2, stride=3, dilation=(1, 2)),
     "groups": conv(2, 24, 48, (7, 9), 3, pad=1, groups=2),
     "small groups": conv(2, 20, 20, (8, 9), 3, pad=1, groups=5),
     "groups of 2 in, 3 out": conv(1, 22, 33, (8, 9), 3, stride=2, pad=1, groups=11),
