@@ -13,7 +13,7 @@ Loops of ``forward``, outermost first; threads share the items:
 
 1x1 kernels read channels-last input where it lies, without a slab (24 to 144 channels, 56 x 56, one thread: 446 us with
 slab, sums and finishing apart, 192 now, 103 of them products). Not so where positions lie whole sets of the L1 cache
-apart. Sums begin at the bias everywhere, so that the same bits come out whichever way they take.
+apart. The bias is added last everywhere, so that the same bits come out whichever way they take.
 
 A tile row's operand is one output position's input, read in place: for each kernel row the taps and channels of the
 slab lie in one piece when the dilation is 1 (first layers with 1 to 4 channels too), else tap by tap. The whole

@@ -409,7 +409,6 @@ def _make_output_tile(height: int, width: int) -> Any:
             at = [_int(j * v.lanes) for j in range(width)]
             left = [builder.sub(columns, offset) for offset in at]
             masks = [v.first(n) for n in left]
-            first = [v.masked_load(bias, offset, mask) for offset, mask in zip(at, masks, strict=True)] * height
             alone = builder.icmp_signed("<", ldr, _int(0))
             places = [[builder.add(builder.mul(ldc, _int(i)), offset) for offset in at] for i in range(height)]
             extras = [[builder.add(builder.mul(ldr, _int(i)), offset) for offset in at] for i in range(height)]
@@ -419,7 +418,10 @@ def _make_output_tile(height: int, width: int) -> Any:
             with builder.if_then(builder.not_(alone)):
                 for where in itertools.chain(*extras):
                     v.prefetch(builder.gep(residual, [where]), write=False, level=1)
-            sums = _tile_sums(builder, v, first, height, width, False, AHEAD, *operands)
+            sums = _tile_sums(builder, v, [v.zero] * (height * width), height, width, False, AHEAD, *operands)
+            # added last: were a large bias the first term, every product would round to its last place
+            extra = [v.masked_load(bias, offset, mask) for offset, mask in zip(at, masks, strict=True)] * height
+            sums = [builder.fadd(value, more) for value, more in zip(sums, extra, strict=True)]
 
             whole, part, done = (builder.append_basic_block(n) for n in ("whole", "part", "done"))
             lowest, highest = v.limits(activation)
@@ -474,8 +476,7 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
         for row in rows:
             for j in range(width):
                 v.prefetch(builder.gep(row, [_int(j * v.lanes)]), write=True, level=1)
-        first = [v.splat(builder.load(builder.gep(bias, [_int(i)]), align=v.align)) for i in range(height)]
-        sums = [value for value in first for _ in range(width)]
+        sums = [v.zero] * (height * width)
         entry, loop, end = builder.block, builder.append_basic_block("k"), builder.append_basic_block("end")
         builder.branch(loop)
 
@@ -500,6 +501,8 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
         builder.cbranch(builder.icmp_signed("<", next_k, depth), loop, end)
 
         builder.position_at_end(end)
+        added = [v.splat(builder.load(builder.gep(bias, [_int(i)]), align=v.align)) for i in range(height)]
+        new = [builder.fadd(value, added[n // width]) for n, value in enumerate(new)]
         left = builder.sub(columns, _int((width - 1) * v.lanes))
         extras = [builder.add(builder.mul(ldr, _int(n // width)), _int(n % width * v.lanes)) for n in range(len(new))]
         masks = ([None] * (width - 1) + [v.first(left)]) * height

@@ -312,6 +312,18 @@ def test_what_tiles_finish_in_registers(name, residual):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "pointwise"])
+def test_large_biases_are_added_once(algorithm, last):
+    """A sum that began at the bias would round each product to the bias's last place."""
+    geometry, rng = conv(1, 600, 40, (9, 9), 1), np.random.default_rng(8)
+    change = channels_last if last else np.asarray
+    x, w = (rng.uniform(0.5, 1, shape_of(geometry, letter)).astype(np.float32) for letter in "xw")
+    bias, out = np.full(40, 1e6, np.float32), change(np.zeros(geometry.output_shape, np.float32))
+    compute(algorithm, "forward", geometry, [change(x), w], out, bias=bias)
+    assert abs(out - expected("forward", geometry, [x, w], bias=bias)).max() <= np.spacing(bias[0])
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("name", ["several blocks", "first layer", "pointwise", "groups", "above a tile"])
 def test_bits_do_not_depend_on_threads(name, last):
     geometry, rng = EDGES[name], np.random.default_rng(6)
