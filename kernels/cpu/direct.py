@@ -118,8 +118,8 @@ class Layout(NamedTuple):
     source_w: int
     segments: int  # the same, as progressions
     segment_count: int
-    in_place: int  # 1x1: positions of x itself may be a tile's rows
-    source_step: int  # between them
+    single: int  # whether the kernel is 1x1 and reads no padding: tiles may read x in place
+    source_step: int  # of those, input columns from one output to the next
     taps: int  # slab offsets of the pieces of a window
     tap_count: int
     tap_length: int
@@ -272,8 +272,10 @@ def forward_range(t, threads, table, chunk, kind):
     zero(zeros, width)
     block_weights = g.tap_count * g.tap_length * width
     pixel_bytes = g.source_step * g.x_w * (VECTOR_BYTES // lanes)
-    in_place = g.in_place and g.x_c == 1 and pixel_bytes % CROWDED_BYTES != 0
-    tiled = g.tap_count > 0 and not g.by_lane  # tiles finish their sums as far as
+    in_place = g.single and g.x_c == 1 and (pixel_bytes == 0 or pixel_bytes % CROWDED_BYTES != 0)
+    # Tiles add the bias; they apply activations that only limit, unless a residual comes first that is not theirs to
+    # add; they write to the output itself where its channels lie together.
+    tiled = g.tap_count > 0 and not g.by_lane
     limited = tiled and g.activation <= RELU6
     straight = limited and g.out_c == 1 and (g.residual == 0 or (g.residual_c == 1 and g.residual_w >= 0))
     activation = g.activation if limited and (g.residual == 0 or straight) else 0
@@ -335,7 +337,6 @@ def forward_range(t, threads, table, chunk, kind):
                     positions, channels, g.tap_count, taps, g.tap_length, g.tap_step, a, offsets, b, sums, width,
                     start, start, -1, activation,
                 )  # fmt: skip
-            # what is left to do
             bias_left, activation_left = 0 if tiled else g.bias, g.activation - activation
             if g.out_c == 1:
                 write_positions(g, kind, sums, width, runs, run_count, channel, channels, bias_left, activation_left)
@@ -356,12 +357,12 @@ def _fixed(
     depth, height, width = c.axes
     rows = np.ascontiguousarray(rows, np.int64)
     segments, segment_count = c.segments
-    in_place = c.taps == 1 and not slabs.by_lane and all((axis.source >= 0).all() for axis in c.axes)
-    step = int(width.source[1] - width.source[0]) if in_place and width.out > 1 else 0
+    single = c.taps == 1 and not slabs.by_lane and all((axis.source >= 0).all() for axis in c.axes)
+    step = int(width.source[1] - width.source[0]) if single and width.out > 1 else 0
     fixed = (
         sum(scratch), *(scratch + (0,) * 5)[:5],
         address(depth.source), address(height.source), address(width.source), address(segments), segment_count,
-        int(in_place), step,
+        int(single), step,
         address(rows), rows.size, tap_length, tap_step,
         c.batch, c.groups, c.group_inputs, c.group_outputs,
         int(slabs.by_lane), slabs.count, slabs.pixel, slabs.outputs, slabs.blocks, k_parts,

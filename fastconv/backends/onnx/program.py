@@ -271,30 +271,31 @@ class Program:
         from ...kernels.cpu import sequence
 
         scratch = np.empty(max((r.nbytes for r, _ in replays.values()), default=0) + 64, np.uint8)
-        workspace = scratch[-scratch.ctypes.data % 64 :]
+        workspace = scratch[-scratch.ctypes.data % 64 :]  # of this program: others may run meanwhile
         plays: list[tuple[Callable[..., Any], Any]] = []
-        together: list[Any] = []
-        singles: list[tuple[Callable[..., Any], Any]] = []
+        row: list[tuple[Step, list[Any]]] = []
 
         def close() -> None:
-            alone = len(singles) < 2
-            plays.extend(singles if alone else [(sequence.Sequence(together, (self.works, workspace)), None)])
-            together.clear()
-            singles.clear()
+            """The row so far becomes one."""
+            if len(row) > 1:
+                launches = [one for _, launched in row for one in launched]
+                plays.append((sequence.Sequence(launches, (self.works, workspace)), None))
+            else:
+                plays.extend((step.run, step.names) for step, _ in row)
+            row.clear()
 
         for i, step in enumerate(self.steps):
             launches = None
             if i in replays and sequence.ABLE:
                 replay, arrays = replays[i]
                 launches = replay.record(workspace, *arrays)
-            kinds = {type(one.bound.kind) for one in (*together, *(launches or ()))}
-            if launches is None or len(kinds) > 1:
-                close()
             if launches is None:
+                close()
                 plays.append((step.run, step.names))
-            else:
-                together.extend(launches)
-                singles.append((step.run, step.names))
+                continue
+            if row and type(row[0][1][0].bound.kind) is not type(launches[0].bound.kind):
+                close()
+            row.append((step, launches))
         close()
         return plays
 
