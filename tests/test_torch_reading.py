@@ -190,8 +190,7 @@ def test_float64_under_autocast_stays():
 
 
 def test_a_shallow_copy_has_modules_of_its_own():
-    wire = lambda m, x: m.act(m.norm(m.conv(x)))  # noqa: E731
-    model, x = fct.convert(Wired(wire).eval()), image()
+    model, x = fct.convert(Wired(lambda m, x: m.act(m.norm(m.conv(x)))).eval()), image()
     with torch.no_grad():
         model(x)
         other = copy.copy(model)

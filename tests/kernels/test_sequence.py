@@ -10,7 +10,7 @@ import pytest
 
 import fastconv
 from fastconv.kernels.cpu import threads as threading_layers
-from fastconv.kernels.cpu.sequence import ABLE, Sequence, record
+from fastconv.kernels.cpu.sequence import ABLE, Sequence, _span, record
 
 pytestmark = pytest.mark.skipif(not ABLE, reason="no sched_yield here")
 
@@ -115,6 +115,13 @@ def test_what_copies_is_not_noted():
     back = np.zeros((1, 4, 13, 13), np.float32)
     assert folded.launches(y, None, back, workspace) is None
     assert record(lambda a, b: np.copyto(b, a), x, x.copy()) is None
+
+
+def test_memory_of_arrays_in_any_order():
+    x = np.zeros((3, 4, 5), np.float32)
+    low, high = x.ctypes.data, x.ctypes.data + x.nbytes
+    assert _span(x) == _span(x[::-1, :, ::-1]) == _span(x.transpose(2, 0, 1)) == (low, high)
+    assert _span(x[1:, :2, 3:4]) == (x[1:].ctypes.data + 12, x[2, 1, 3:].ctypes.data + 4)
 
 
 def test_one_element_type():
