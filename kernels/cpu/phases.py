@@ -42,14 +42,18 @@ class EntryPoints(NamedTuple):
     pack_grad_input: Callable[..., list[np.ndarray]]
 
 
-def entry_points(pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = False) -> EntryPoints:
-    """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are.
+def entry_points(
+    pack: Pack, kernel: Any, prepare: Prepare, *, once: tuple[Pack, Prepare] | None = None, native16: bool = False
+) -> EntryPoints:
+    """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are. ``once``: the first and
+    the last for weights that serve one call only, where these differ.
 
     16-bit arrays are converted to float32 around it, unless it takes them as they are (``native16``; the bias then
     comes in float32).
     """
     converted: Any = _identity if native16 else in_float32
     weights: Any = _identity if native16 else computable
+    pack_once, prepare_once = once or (pack, prepare)
 
     @converted
     def forward(
@@ -60,12 +64,14 @@ def entry_points(pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = 
         if not out.size:
             return
         c, scratch = blocking.correlation(geometry), Workspace(workspace)
-        if packed is None:
-            packed = pack(c, weight_view(geometry, w), scratch, threads)
+        unprepared = packed is None
+        if unprepared:
+            packed = pack_once(c, weight_view(geometry, w), scratch, threads)
         x, bias = aligned(x), bias_row(bias)
         residual = None if residual is None else aligned(residual)
         with writable(out) as target:
-            correlate(kernel, prepare, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)
+            how = prepare_once if unprepared else prepare
+            correlate(kernel, how, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)
 
     @converted
     def grad_input(
@@ -79,7 +85,8 @@ def entry_points(pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = 
             other = None if residual is None else lifted(residual)
             arrays = (lifted(dy), w, bias_row(bias), other, lifted(target))
             scratch = Workspace(workspace)
-            correlate_gradient(pack, kernel, prepare, geometry, *arrays, activation, packed, scratch, threads)
+            how = prepare_once if packed is None else prepare
+            correlate_gradient(pack_once, kernel, how, geometry, *arrays, activation, packed, scratch, threads)
 
     def pack_forward(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
         """Weights packed for ``forward`` (in float32 where they have 16 bits)."""
