@@ -27,6 +27,7 @@ from .fold import fold
 from .half import in_float32
 
 Pack = Callable[..., np.ndarray]
+Unpacked = Callable[..., Prepare | None]
 
 
 def _identity(value: Any) -> Any:
@@ -42,11 +43,13 @@ class EntryPoints(NamedTuple):
     pack_grad_input: Callable[..., list[np.ndarray]]
 
 
-def entry_points(pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = False) -> EntryPoints:
+def entry_points(
+    pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = False, unpacked: Unpacked | None = None
+) -> EntryPoints:
     """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are.
 
     16-bit arrays are converted to float32 around it, unless it takes them as they are (``native16``; the bias then
-    comes in float32).
+    comes in float32). ``unpacked`` says how to prepare a forward kernel that packs its weights itself, where it should.
     """
     converted: Any = _identity if native16 else in_float32
     weights: Any = _identity if native16 else computable
@@ -60,12 +63,18 @@ def entry_points(pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = 
         if not out.size:
             return
         c, scratch = blocking.correlation(geometry), Workspace(workspace)
+        how = prepare
         if packed is None:
-            packed = pack(c, weight_view(geometry, w), scratch, threads)
+            packed = weight_view(geometry, w)
+            own = unpacked and unpacked(c, packed.itemsize, threads, packed.shape, packed.strides)
+            if own:
+                how = own
+            else:
+                packed = pack(c, packed, scratch, threads)
         x, bias = aligned(x), bias_row(bias)
         residual = None if residual is None else aligned(residual)
         with writable(out) as target:
-            correlate(kernel, prepare, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)
+            correlate(kernel, how, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)
 
     @converted
     def grad_input(
