@@ -197,7 +197,7 @@ def _bind(
 def column_table(
     shape: tuple[int, ...], w_strides: tuple[int, ...], dtype: np.dtype, width: int
 ) -> tuple[np.ndarray, ...]:
-    """What ``pack_block`` needs to pack one of the blocks of :func:`pack_columns`: a table, and an array it points to."""
+    """The table by which ``pack_block`` packs a block of :func:`pack_columns`, and an array whose address is in it."""
     inputs, taps = shape[2], math.prod(shape[3:])
     strides = (inputs * taps * width, inputs * width, width)
     table, places = _table(shape, w_strides, dtype, strides, width, False, None, False)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from fastconv.kernels.cpu import simd
+from fastconv.kernels.cpu import blocking, direct, simd
+from fastconv.kernels.cpu.arrays import weight_view
 from fastconv.kernels.cpu.weights import pack_columns, pack_rows
+from fastconv.kernels.geometry import ConvGeometry
 from tests.guard import guarded
 
 # groups, outputs and inputs of a group, kernel size
@@ -50,3 +52,32 @@ def test_rows_are_packed_channel_by_channel(sizes, dtype, height):
     packed = guarded(want.shape, dtype)
     pack_rows(w, packed, height, 1)
     np.testing.assert_array_equal(packed, want)
+
+
+CALLS = [
+    # channels, size, filters, kernel, groups: a tile column more than once, a part of one, one column for two threads
+    (70, 7, 100, 3, 1), (64, 14, 96, 1, 1), (35, 9, 33, 3, 1), (32, 14, 64, 3, 2), (48, 5, 16, 3, 1), (3, 20, 40, 5, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_weights_packed_on_the_way_give_the_same_bits(call, threads):
+    """Direct may be given weights that are not packed, in any strides: threads pack a tile column before its tiles."""
+    channels, size, filters, kernel, groups = call
+    padding = ((kernel // 2, kernel // 2),) * 2
+    geometry = ConvGeometry(1, channels, filters, (size, size), (kernel, kernel), (1, 1), padding, (1, 1), groups)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(geometry.input_shape, np.float32)
+    w = guarded(geometry.weight_shape, np.float32)
+    w[...] = rng.standard_normal(w.shape, np.float32)
+    flipped = rng.standard_normal(w.shape, np.float32)[::-1, :, ::-1, ::-1]
+    correlation = blocking.correlation(geometry)
+    for weights in (w, flipped, np.asfortranarray(w)):
+        view = weight_view(geometry, weights)
+        assert direct._unpacked(correlation, 4, threads, view.shape, view.strides)
+        workspace = guarded((blocking.direct_forward_workspace(geometry, 4, threads),), np.uint8)
+        got, want = np.empty((2, *geometry.output_shape), np.float32)
+        for packed, out in ((None, got), (direct.pack_forward(geometry, weights), want)):
+            direct.forward(geometry, x, weights, None, None, out, packed=packed, workspace=workspace, threads=threads)
+        np.testing.assert_array_equal(got, want)
