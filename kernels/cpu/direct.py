@@ -394,11 +394,11 @@ def _taps(c: Correlation, block: Block, pixel: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _prepare(
-    c: Correlation, itemsize: int, threads: int, w: tuple[tuple[int, ...], ...] = ()
+    c: Correlation, itemsize: int, threads: int, w: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 ) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """The plan of one of blocking's cached correlations, which compare by identity. ``w``: shape and strides of weights
     that are not packed."""
-    plan = blocking.direct_forward(c, itemsize, threads, columns(itemsize), bool(w))
+    plan = blocking.direct_forward(c, itemsize, threads, columns(itemsize), w is not None)
     taps, length = _taps(c, plan.block, plan.slabs.pixel), c.group_inputs
     touching = plan.slabs.by_lane or plan.slabs.pixel == length
     if c.axes[2].dilation == 1 and c.taps and touching:  # the taps of a kernel row are one piece
@@ -409,11 +409,13 @@ def _prepare(
 
 
 @lru_cache(maxsize=256)
-def _unpacked(c: Correlation, itemsize: int, threads: int, *w: tuple[int, ...]) -> Prepare | None:
-    """``_prepare`` for weights of this shape and these strides, which the threads pack as they need them; None where
-    that would be too often."""
+def _unpacked(
+    c: Correlation, itemsize: int, threads: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> Prepare | None:
+    """``_prepare`` for weights (see ``weight_view``) that the threads pack as they need them; None where that would be
+    too often."""
     plan = blocking.direct_forward(c, itemsize, c.useful_threads(threads), columns(itemsize), True)
-    return None if plan.packed else partial(_prepare, w=w)
+    return None if plan.packed else partial(_prepare, w=(shape, strides))
 
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
