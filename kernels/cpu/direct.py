@@ -409,13 +409,16 @@ def _prepare(
 
 
 @lru_cache(maxsize=256)
-def _unpacked(
+def _own(
     c: Correlation, itemsize: int, threads: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> Prepare | None:
-    """``_prepare`` for weights (see ``weight_view``) that the threads pack as they need them; None where that would be
-    too often."""
     plan = blocking.direct_forward(c, itemsize, c.useful_threads(threads), columns(itemsize), True)
     return None if plan.packed else partial(_prepare, w=(shape, strides))
+
+
+def _unpacked(c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Prepare | None:
+    """``_prepare`` for weights that the threads pack as they need them; None where that would be too often."""
+    return _own(c, w.itemsize, threads, w.shape, w.strides)
 
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:

@@ -63,15 +63,14 @@ def entry_points(
         if not out.size:
             return
         c, scratch = blocking.correlation(geometry), Workspace(workspace)
-        how = prepare
+        x, bias, how = aligned(x), bias_row(bias), prepare
         if packed is None:
             packed = weight_view(geometry, w)
-            own = unpacked and unpacked(c, packed.itemsize, threads, packed.shape, packed.strides)
+            own = unpacked and unpacked(c, x, packed, threads)
             if own:
                 how = own
             else:
                 packed = pack(c, packed, scratch, threads)
-        x, bias = aligned(x), bias_row(bias)
         residual = None if residual is None else aligned(residual)
         with writable(out) as target:
             correlate(kernel, how, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)

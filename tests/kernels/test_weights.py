@@ -75,7 +75,7 @@ def test_weights_packed_on_the_way_give_the_same_bits(call, threads):
     correlation = blocking.correlation(geometry)
     for weights in (w, flipped, np.asfortranarray(w)):
         view = weight_view(geometry, weights)
-        assert direct._unpacked(correlation, 4, threads, view.shape, view.strides)
+        assert direct._unpacked(correlation, x, view, threads)
         workspace = guarded((blocking.direct_forward_workspace(geometry, 4, threads),), np.uint8)
         got, want = np.empty((2, *geometry.output_shape), np.float32)
         for packed, out in ((None, got), (direct.pack_forward(geometry, weights), want)):
