@@ -27,6 +27,7 @@ from .fold import fold
 from .half import in_float32
 
 Pack = Callable[..., np.ndarray]
+Unpacked = Callable[..., Prepare | None]
 
 
 def _identity(value: Any) -> Any:
@@ -43,17 +44,15 @@ class EntryPoints(NamedTuple):
 
 
 def entry_points(
-    pack: Pack, kernel: Any, prepare: Prepare, *, once: tuple[Pack, Prepare] | None = None, native16: bool = False
+    pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = False, unpacked: Unpacked | None = None
 ) -> EntryPoints:
-    """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are. ``once``: the first and
-    the last for weights that serve one call only, where these differ.
+    """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are.
 
     16-bit arrays are converted to float32 around it, unless it takes them as they are (``native16``; the bias then
-    comes in float32).
+    comes in float32). ``unpacked`` says how to prepare a forward kernel that packs its weights itself, where it should.
     """
     converted: Any = _identity if native16 else in_float32
     weights: Any = _identity if native16 else computable
-    pack_once, prepare_once = once or (pack, prepare)
 
     @converted
     def forward(
@@ -64,13 +63,16 @@ def entry_points(
         if not out.size:
             return
         c, scratch = blocking.correlation(geometry), Workspace(workspace)
-        unprepared = packed is None
-        if unprepared:
-            packed = pack_once(c, weight_view(geometry, w), scratch, threads)
-        x, bias = aligned(x), bias_row(bias)
+        x, bias, how = aligned(x), bias_row(bias), prepare
+        if packed is None:
+            packed = weight_view(geometry, w)
+            own = unpacked and unpacked(c, x, packed, threads)
+            if own:
+                how = own
+            else:
+                packed = pack(c, packed, scratch, threads)
         residual = None if residual is None else aligned(residual)
         with writable(out) as target:
-            how = prepare_once if unprepared else prepare
             correlate(kernel, how, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)
 
     @converted
@@ -85,8 +87,7 @@ def entry_points(
             other = None if residual is None else lifted(residual)
             arrays = (lifted(dy), w, bias_row(bias), other, lifted(target))
             scratch = Workspace(workspace)
-            how = prepare_once if packed is None else prepare
-            correlate_gradient(pack_once, kernel, how, geometry, *arrays, activation, packed, scratch, threads)
+            correlate_gradient(pack, kernel, prepare, geometry, *arrays, activation, packed, scratch, threads)
 
     def pack_forward(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
         """Weights packed for ``forward`` (in float32 where they have 16 bits)."""

@@ -38,7 +38,7 @@ import numpy as np
 from ..winograd_matrices import VARIANTS, Variant
 from .arrays import KIND, Workspace, address, aligned_empty
 from .blocking import LINE_BYTES, Correlation, progressions
-from .bound import Bound
+from .bound import Bound, Prepare
 from .compile import jit
 from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
 from .gemm import gather, transpose, zero
@@ -111,6 +111,14 @@ class Layout(NamedTuple):
     k_blocks: int
     chunk: int  # input channels whose U is made at once; 0: the weights are U
     u_xi: int
+    w_g: int  # of weights that are not packed, in elements
+    w_k: int
+    w_c: int
+    w_r: int
+    w_s: int
+    columns: int
+    tap_step: int
+    together: int
     u_group: int
     slab_columns: int
     v_block: int
@@ -273,9 +281,8 @@ def copy_rows(g, kind, source, lds, runs, run_count, channel, channels):
 
 
 class Taps(NamedTuple):
-    """Where the weights of one call are."""
+    """Strides of weights in elements, and what they allow."""
 
-    w: int
     w_g: int
     w_k: int
     w_c: int
@@ -286,12 +293,9 @@ class Taps(NamedTuple):
     together: int  # not 0: all the taps of an output channel are neighbours
 
 
-_TAPS_FIELDS = len(Taps._fields)
-
-
 @jit(inline=True)
 def gather_taps(w, taps, lanes, source, target, outputs, channels):
-    """Taps of ``channels`` input channels, a vector of output channels each: [c][tap][lane]. ``w`` has the strides."""
+    """Taps of ``channels`` input channels, a vector of output channels each: [c][tap][lane]. ``w``: strides."""
     if outputs < lanes:
         zero(target, channels * taps * lanes)
     if outputs <= 0:
@@ -386,25 +390,24 @@ def multiply_packed(g, kind, table, v, m, far, start, end, group, k, k_end, k_fi
 def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k):
     """M of one tile column of outputs, whose U is made for ``chunk`` input channels at a time and used at once."""
     lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, table)
-    taps, width = Taps(*unpack(g.weights, _TAPS_FIELDS)), 2 * lanes
+    width, w = 2 * lanes, pointer(g.weights, kind)
     gathered = u + g.products * g.u_xi * size
     outputs = min(width, g.group_outputs - k * width)
     store(t, 2, g.taps * lanes)
     store(t, 5, width)
     store(t, 6, g.u_xi)
-    w = pointer(taps.w, kind)
     for c in range(0, g.group_inputs, g.chunk):
         channels = min(g.chunk, g.group_inputs - c)
         store(t, 0, channels)
         store(t, 1, gathered)
         for i in range(0, width, lanes):
-            source = shift(w, group * taps.w_g + (k * width + i) * taps.w_k + c * taps.w_c)
-            gather_taps(taps, g.taps, lanes, source, pointer(gathered, kind), min(lanes, outputs - i), channels)
+            source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c)
+            gather_taps(g, g.taps, lanes, source, pointer(gathered, kind), min(lanes, outputs - i), channels)
             store(t, 4, u + i * size)
             transform(g.transform_weights, tiles, kind)
         if c + channels < g.group_inputs:  # ask for the next chunk, an output channel with each product
-            place = taps.w + (group * taps.w_g + k * width * taps.w_k + (c + channels) * taps.w_c) * size
-            aim(far, place, outputs, channels * g.taps, taps.w_k, channels, size)
+            place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
+            aim(far, place, outputs, channels * g.taps, g.w_k, channels, size)
         for xi in range(g.products):
             a = pointer(v + (xi * g.v_xi + c // lanes * g.v_block) * size, kind)
             b, to = pointer(u + xi * g.u_xi * size, kind), pointer(m + xi * g.m_xi * size, kind)
@@ -455,12 +458,20 @@ def _padded(source: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
+def _taps(w: np.ndarray) -> Taps:
+    """Of weights (groups, K/groups, C/groups, 1, R, S)."""
+    g, k, c, _, r, s = (stride // w.itemsize for stride in w.strides)
+    step = _tap_step(w.shape[4:], (r, s))
+    together = step == 1 and (c == w.shape[4] * w.shape[5] or w.shape[2] == 1)
+    return Taps(g, k, c, r, s, w.shape[5], step, int(together))
+
+
 @lru_cache(maxsize=256)
 def _prepare(
-    f: Variant, once: bool, c: Correlation, itemsize: int, threads: int
+    f: Variant, c: Correlation, itemsize: int, threads: int, taps: Taps | None = None
 ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
-    """The constant part of a Layout, and the arrays whose addresses are in it; ``once``: see ``winograd_blocking``."""
-    p = plan(f, c, itemsize, threads, columns(itemsize), once)
+    """The constant part of a Layout, and the arrays whose addresses are in it; ``taps``: of weights not packed."""
+    p = plan(f, c, itemsize, threads, columns(itemsize), taps is not None)
     dtype, variant = np.dtype(f"f{itemsize}"), VARIANTS.index(f)
     _, height, width = c.axes
     source_h = _padded(height.source, p.tile_rows * f.rows[0] + f.rows[1])
@@ -473,7 +484,7 @@ def _prepare(
         f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products, f.taps,
         c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         p.tile_rows, p.tile_columns, p.strip, p.blocks,
-        p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, p.u_group,
+        p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, *(taps or (0,) * len(Taps._fields)), p.u_group,
         p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, itemsize,
     )  # fmt: skip
     return fixed, (source_h, segments)
@@ -483,19 +494,19 @@ def _prepare(
 
 
 class Weights(NamedTuple):
-    """What the packing of weights is told; for what :class:`Taps` has, too, see there."""
+    """What the packing of weights is told."""
 
     w: int
     groups: int
     outputs: int  # of a group
     group_inputs: int
     rows: int
-    columns: int
-    w_g: int
+    w_g: int  # from here on as in Taps
     w_k: int
     w_c: int
     w_r: int
     w_s: int
+    columns: int
     tap_step: int
     together: int
     packed: int
@@ -548,51 +559,46 @@ def pack_range(t, threads, table, chunk, kind):
 THREAD_ELEMENTS = 1 << 14  # weights that pay for another thread
 
 
-def _taps(w: np.ndarray) -> Taps:
-    """Where weights (groups, K/groups, C/groups, 1, R, S) are."""
-    g, k, c, _, r, s = (stride // w.itemsize for stride in w.strides)
-    step = _tap_step(w.shape[4:], (r, s))
-    together = step == 1 and (c == w.shape[4] * w.shape[5] or w.shape[2] == 1)
-    return Taps(address(w), g, k, c, r, s, w.shape[5], step, int(together))
-
-
 @lru_cache(maxsize=256)
 def _bind(
     f: Variant, shape: tuple[int, ...], taps: Taps, dtype: np.dtype, gathered_bytes: int, k_blocks: int, u_group: int,
     threads: int,
 ) -> Bound:  # fmt: skip
     """The packing of weights of this shape and with these strides."""
-    strides = (taps.w_g, taps.w_k, taps.w_c, taps.w_r, taps.w_s)
     fields = (
-        0, *shape[:3], *shape[4:], *strides, taps.tap_step, taps.together, 0, 0, gathered_bytes,
+        0, *shape[:3], shape[4], *taps, 0, 0, gathered_bytes,
         f.products, k_blocks, u_group, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
     )  # fmt: skip
     places = tuple(Weights._fields.index(name) for name in ("w", "packed", "gathered"))
     return Bound(pack_range, KIND[dtype], threads, Weights._make(fields), places)
 
 
-def _pack(f: Variant, once: bool, c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
-    """Weights (groups, K/groups, C/groups, 1, R, S) transformed, in the workspace or an array of their own; or where
-    they are, in the workspace."""
-    p = plan(f, c, w.itemsize, c.useful_threads(threads), columns(w.itemsize), once)
-    taps = _taps(w)
-    if p.chunk and scratch:
-        where = scratch.take(_TAPS_FIELDS, np.dtype(np.int64))
-        where[:] = taps
-        return where
+def _pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
+    """Weights (groups, K/groups, C/groups, 1, R, S) transformed, in the workspace or an array of their own."""
+    p = plan(f, c, w.itemsize, c.useful_threads(threads), columns(w.itemsize))
     threads = max(1, min(threads, w.size // THREAD_ELEMENTS))
     held, nbytes = np.dtype(np.uint8), threads * p.gathered_bytes
     packed = scratch.take(p.packed, w.dtype) if scratch else aligned_empty(p.packed, w.dtype)
     gathered = scratch.take(nbytes, held) if scratch else aligned_empty(nbytes, held)
     if packed.size:
-        bound = _bind(f, w.shape, taps._replace(w=0), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, threads)
+        bound = _bind(f, w.shape, _taps(w), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, threads)
         bound(address(w), address(packed), address(gathered))
     return packed
 
 
+@lru_cache(maxsize=256)
+def _made(f: Variant, c: Correlation, itemsize: int, threads: int, taps: Taps) -> Prepare | None:
+    chunk = plan(f, c, itemsize, c.useful_threads(threads), columns(itemsize), True).chunk
+    return partial(_prepare, f, taps=taps) if chunk else None
+
+
+def _unpacked(f: Variant, c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Prepare | None:
+    """``_prepare`` for weights of one call, which blocks transform as they need them; None where that is too often."""
+    return _made(f, c, w.itemsize, threads, _taps(w))
+
+
 def _variant(f: Variant) -> EntryPoints:
-    kept, once = ((partial(_pack, f, once), partial(_prepare, f, once)) for once in (False, True))
-    return entry_points(kept[0], forward_range, kept[1], once=once)
+    return entry_points(partial(_pack, f), forward_range, partial(_prepare, f), unpacked=partial(_unpacked, f))
 
 
 f2x2_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(_variant, VARIANTS)

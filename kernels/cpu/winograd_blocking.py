@@ -78,8 +78,8 @@ L3_PRODUCTS = 64 * 36  # of a block whose V does not
 SMALL_L2 = 1 << 20  # an L2 cache below this is small
 SMALL_L3_PRODUCTS = 32 * 36
 L2_V_BYTES = 768 << 10  # of V in L2, and no more than three quarters of it
-TAPS_BYTES = 128  # what says where weights are that are read as they are
 ONCE_BLOCKS = 1  # of tiles, a thread's; with 2, 5x5 kernels take a quarter longer
+ONCE_BYTES = 1 << 20  # of U, more than stays in L2 beside V
 CHUNK_BYTES = 600 << 10
 V_BYTES = 6 << 20  # of V and M at most: with them a thread needs less than 16 MiB
 M_BYTES = 8 << 20
@@ -104,7 +104,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     u_group = min(group * (widest // width), k_blocks)
     packed = f.products * c.groups * (k_blocks * c.group_inputs * width + -(-k_blocks // u_group) * line)
     chunk = 0
-    if once and blocks <= ONCE_BLOCKS * threads and 2 * packed * itemsize > caches().l2:
+    if once and blocks <= ONCE_BLOCKS * threads and packed * itemsize > ONCE_BYTES:
         held = max(lanes, CHUNK_BYTES // (f.products * MAX_COLUMN_BYTES) // lanes * lanes)
         chunk, u_group, packed = min(round_up(c.group_inputs, lanes), held), 1, 0
     k_group, u_xi = min(u_group, -(-k_blocks // k_parts)), chunk * width + line
@@ -184,7 +184,7 @@ def _block(f: Variant, c: Correlation, itemsize: int, total: int, strip: int, th
 def _bytes(f: Variant, c: Correlation, itemsize: int, threads: int) -> int:
     threads = c.useful_threads(threads)
     p, once = plan(f, c, itemsize, threads), plan(f, c, itemsize, threads, once=True)
-    unprepared = aligned(once.packed * itemsize) + TAPS_BYTES + threads * (once.thread_bytes + once.gathered_bytes)
+    unprepared = aligned(once.packed * itemsize) + threads * (once.thread_bytes + once.gathered_bytes)
     return max(threads * p.thread_bytes, unprepared)
 
 
