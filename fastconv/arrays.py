@@ -36,6 +36,8 @@ def place(x: Any) -> str:
 
 
 _HERE = nullcontext()
+_HOST_MEMORY = (1, 3, 11)
+"""DLPack's kDLCPU, kDLCUDAHost and kDLROCMHost: the last two are pinned, as PyTorch's loaders make it."""
 
 
 def on_device(x: Any) -> AbstractContextManager[Any]:
@@ -70,7 +72,7 @@ def intake(op: str, name: str, x: Any) -> Any:
         return x
     if hasattr(x, "__dlpack__"):
         try:
-            if x.__dlpack_device__()[0] == 1:  # kDLCPU
+            if x.__dlpack_device__()[0] in _HOST_MEMORY:
                 return np.from_dlpack(x)
             return _from_device(x)
         except ImportError:
