@@ -1,22 +1,29 @@
 """A stand-in for CuPy: arrays that NumPy's functions refuse, to show where code names NumPy instead of asking.
 
-Its arrays compute with NumPy inside, but like CuPy's they convert to NumPy only by ``get()``, no operation mixes them
-with NumPy arrays, and each lies on one of two devices: whatever computes or allocates does so on the current device,
-and an array of the other one is refused (CuPy would at best go through peer access). Installed as
-``sys.modules["cupy"]``, together with :class:`Emulated` as the driver of kernels, it makes tests of the GPU's paths
-that need no GPU.
+It has what NumPy has, less the names and parameters that CuPy lacks where CuPy is installed. Its arrays compute with
+NumPy inside, but like CuPy's they convert to NumPy only by ``get()``, no operation mixes them with NumPy arrays, and
+each lies on one of two devices: whatever computes or allocates does so on the current device, and an array of the other
+one is refused (CuPy would at best go through peer access). Installed as ``sys.modules["cupy"]``, together with
+:class:`Emulated` as the driver of kernels, it makes tests of the GPU's paths that need no GPU.
 """
 
 from __future__ import annotations
 
+import inspect
 import operator
 import types
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import numpy as np
 
 from .cuda_emulator.driver import Emulator
+
+try:
+    import cupy as _real
+except ImportError:
+    _real = None
 
 DEVICES = 2
 
@@ -76,7 +83,7 @@ class ndarray:
         return ndarray(self._array.T, self._device)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or (_real and not hasattr(_real.ndarray, name)):
             raise AttributeError(name)
         return _lifted(getattr(self._array, name), self)
 
@@ -280,9 +287,23 @@ def _from_dlpack(x: Any) -> ndarray:
 
 class _Module(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or (_real and not hasattr(_real, name)):
             raise AttributeError(name)
-        return _lifted(getattr(np, name))
+        return _taking(getattr(_real, name, None), _lifted(getattr(np, name)))
+
+
+def _taking(theirs: Any, function: Any) -> Any:
+    """The function, refusing arguments that CuPy's of the same name does not take."""
+    if not inspect.isfunction(theirs):  # a ufunc, a type: nothing says what it takes
+        return function
+    signature = inspect.signature(theirs)
+
+    @wraps(theirs)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        signature.bind(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def module() -> types.ModuleType:

@@ -18,6 +18,7 @@ from fastconv.registry import ROWS
 from fastconv.testing import integers
 from fastconv.train import build_model
 from tests import fake_cupy
+from tests.gpu import operations
 from tests.support import require, require_emulator
 
 
@@ -344,6 +345,20 @@ def test_other_libraries_arrays(cupy):
         fc.conv2d(on_other, cupy.asarray(W))
 
 
+@pytest.mark.parametrize("kind", [1, 3, 11])
+def test_pinned_memory_is_the_hosts(kind):
+    """Which PyTorch's loaders hand out; it is read without CuPy and without a copy."""
+
+    class Pinned:
+        def __dlpack_device__(self):
+            return kind, 0
+
+        def __dlpack__(self, **how):
+            return X.__dlpack__(**how)
+
+    assert np.shares_memory(fc.arrays.intake("conv2d", "x", Pinned()), X)
+
+
 def test_without_cupy_or_a_device_the_error_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(RuntimeError, match=r"need CuPy and a GPU that it can use: .*cupy.*fastconv\[cuda13\]"):
@@ -386,6 +401,16 @@ def test_the_lecture_network_learns_as_on_the_cpu(cupy):
     for a, b in zip(here, there, strict=True):
         # Adam's first steps are lr times a sign, which a gradient of rounding error decides
         assert np.mean(np.abs(a - b) > 1e-4) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["operation", "layer", "optimiser"])
+def test_every_operation_of_networks(cupy, kind):
+    """Each in the module of its arrays alone, and by names that CuPy has."""
+    run = getattr(operations, kind)
+    for name in getattr(operations, f"{kind}s".upper()):
+        for here, there in zip(run(name, np), run(name, cupy), strict=True):
+            assert here.dtype == there.dtype, name
+            np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_other_layers_on_the_device(cupy):

@@ -9,6 +9,7 @@ import fastconv as fc
 from fastconv import nn, optim
 from fastconv.testing import integers
 from fastconv.train import build_model
+from tests.gpu import operations
 from tests.support import require
 
 
@@ -58,6 +59,29 @@ def test_a_residual_network_learns(cupy):
     x, labels = cupy.asarray(integers((6, 3, 10, 10), seed=2)), cupy.asarray(np.arange(6) % 3)
     found = losses(model, x, labels, 12, lr=0.02)
     assert found[-1] < 0.8 * found[0]
+
+
+@pytest.mark.parametrize("kind", ["operation", "layer", "optimiser"])
+def test_every_operation_of_networks(cupy, kind):
+    require("numba")
+    run = getattr(operations, kind)
+    for name in getattr(operations, f"{kind}s".upper()):
+        for here, there in zip(run(name, np), run(name, cupy), strict=True):
+            assert here.dtype == there.dtype, name
+            np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_dropout(cupy):
+    """Drawn on the device, by the seed."""
+    x, drop = cupy.asarray(np.ones((100, 100), np.float32)), nn.Dropout(0.25)
+    results = []
+    for _ in range(2):
+        nn.manual_seed(5)
+        results.append(drop(x).get())
+    np.testing.assert_array_equal(*results)
+    assert np.array_equal(np.unique(results[0]), np.float32([0, 1 / 0.75]))
+    assert abs(results[0].mean() - 1) < 0.03
+    assert not np.array_equal(drop(x).get(), results[0])
 
 
 def test_the_training_program(cupy, tmp_path, monkeypatch):
