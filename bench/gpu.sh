@@ -90,8 +90,8 @@ tests() {
     shift 2
     names+=("$name")
     env "$setting" FASTCONV_REQUIRE="${required:-}" timeout --kill-after=5 "$test_seconds" "$python" -m pytest \
-        -q -rsf -p no:cacheprovider -o addopts= -o filterwarnings=default --tb=short --maxfail=40 "$@" \
-        >"$scratch/logs/$name" 2>&1 &
+        -q -rsf -p no:cacheprovider -o addopts= -o filterwarnings=default -o faulthandler_timeout=$((test_seconds - 20)) \
+        --tb=short --maxfail=40 "$@" >"$scratch/logs/$name" 2>&1 &
     pids+=($!)
 }
 
@@ -145,8 +145,9 @@ for i in "${!pids[@]}"; do
 done
 for name in "${failed[@]}"; do   # the first mistakes: after an error of the device all that follows fails too
     printf '\n=== %s\n' "$name"
-    grep -E '^(E  |FAILED|ERROR|=+ |.*Error)' "$scratch/logs/$name" | head -n 25
-done
+    grep -E '^(FAILED|ERROR) ' "$scratch/logs/$name" | head -n 15
+    grep -E '^(E  |=========|[A-Za-z_.]*Error)' "$scratch/logs/$name" | head -n 15
+done | cut -c -180
 elapsed
 
 # -------------------------------------------------------------------------------------------------------- benchmarks
