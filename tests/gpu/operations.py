@@ -32,7 +32,7 @@ OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "shapes": lambda x, y: x.reshape(6, 4).T + y.transpose(1, 0).reshape(4, -1),
     "slices": lambda x, y: x[1:3, ::2] + y[..., -1:][2:] + x[None, 0, :3],
     "fancy indices": lambda x, y: x[[0, 2, 2]] + y[:, [1, 1, 0, 3, 2, 5]][:3],
-    "masks": lambda x, y: x[x.data > 0].sum() + y,
+    "masks": lambda x, y: x[x > 0].sum() + y + [1, 2, 3, 4, 5, 6],
     "pad": lambda x, y: ag.pad(x, [(1, 0), (0, 2)], 0.5) * 2,
     "join": lambda x, y: ag.concatenate([x, y[:2]], axis=0).sum() + ag.stack([x, y], axis=1),
     "matrices": lambda x, y: x @ y.T + (x @ y[0])[:, None] + x[0] @ y.T + ag.stack([x, x]) @ y.T,
@@ -73,21 +73,19 @@ OPTIMISERS: dict[str, Callable[[list[Any]], optim.Optimizer]] = {
 }
 
 
-def operation(name: str, xp: Any) -> list[np.ndarray]:
-    """Result and gradients on arrays of the module ``xp``."""
-    x, y = (fc.Tensor(xp.asarray(a), requires_grad=True) for a in (X, Y))
+def operation(name: str, put: Callable[[Any], Any], device: str) -> list[np.ndarray]:
+    """Result and gradients; ``put`` makes arrays of the ``device``."""
+    x, y = (fc.Tensor(put(a), requires_grad=True) for a in (X, Y))
     result = OPERATIONS[name](x, y)
     (result * result).sum().backward()
     return [_host(a) for a in (result.data, x.grad, y.grad) if a is not None]
 
 
-def layer(name: str, xp: Any) -> list[np.ndarray]:
-    """Result, gradients and buffers, of weights that are the same in every module ``xp``."""
+def layer(name: str, put: Callable[[Any], Any], device: str) -> list[np.ndarray]:
+    """Result, gradients and buffers, of weights that are the same on every device."""
     nn.manual_seed(2)
-    module = LAYERS[name]()
-    if xp is not np:
-        module.to("cuda")
-    x = fc.Tensor(xp.asarray(IMAGES), requires_grad=True)
+    module = LAYERS[name]().to(device)
+    x = fc.Tensor(put(IMAGES), requires_grad=True)
     result = module(x)
     (result * result).sum().backward()
     found = [result.data, x.grad, *(p.grad for p in module.parameters()), *module.buffers()]
@@ -95,18 +93,32 @@ def layer(name: str, xp: Any) -> list[np.ndarray]:
     return [_host(a) for a in found]
 
 
-def optimiser(name: str, xp: Any) -> list[np.ndarray]:
+def optimiser(name: str, put: Callable[[Any], Any], device: str) -> list[np.ndarray]:
     """A parameter after steps, some of them after saving and loading."""
-    p = nn.Parameter(xp.asarray(X).copy())
+    p, target = nn.Parameter(put(X.copy())), put(Y)
     opt = OPTIMISERS[name]([p])
     for step in range(4):
         if step == 2:
             saved, opt = opt.state_dict(), OPTIMISERS[name]([p])
             opt.load_state_dict(saved)
         opt.zero_grad()
-        ((p - xp.asarray(Y)) ** 2).mean().backward()
+        ((p - target) ** 2).mean().backward()
         opt.step()
     return [_host(p.data)]
+
+
+KINDS: dict[str, tuple[Callable[..., list[np.ndarray]], Any]] = {
+    "operation": (operation, OPERATIONS), "layer": (layer, LAYERS), "optimiser": (optimiser, OPTIMISERS),
+}  # fmt: skip
+
+
+def compare(kind: str, put: Callable[[Any], Any], device: str) -> None:
+    """Everything of a kind on a device and on the CPU."""
+    run, names = KINDS[kind]
+    for name in names:
+        for here, there in zip(run(name, np.asarray, "cpu"), run(name, put, device), strict=True):
+            assert here.dtype == there.dtype, name
+            np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def _host(array: Any) -> np.ndarray:
