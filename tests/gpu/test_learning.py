@@ -132,3 +132,32 @@ def test_pytorchs_functions(gpu):
         x.grad = w.grad = None
     for ours, theirs in zip(*gradients, strict=True):
         assert (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max()
+
+
+def test_a_converted_pytorch_model(gpu):
+    """Plans with weights packed and normalisation folded in, in both formats and on a stream of PyTorch's."""
+    torch = require("torch")
+    from fastconv.backends.torch import convert
+
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
+    layers = [
+        torch.nn.Conv2d(8, 16, 3, padding=1), torch.nn.BatchNorm2d(16), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(16, 16, 1), torch.nn.ConvTranspose2d(16, 4, 2, stride=2),
+    ]  # fmt: skip
+    model = torch.nn.Sequential(*layers).cuda().eval()
+    x = torch.randn(2, 8, 20, 24, device="cuda")
+    with torch.no_grad():
+        model[1].running_mean.normal_()
+        expected = model(x)
+        convert(model)
+        for form in (torch.contiguous_format, torch.channels_last):
+            given = x.to(memory_format=form)
+            torch.cuda.synchronize()
+            for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+                with torch.cuda.stream(stream):
+                    results = [model(given) for _ in range(3)]
+                    stream.synchronize()
+                    for got in results:
+                        assert got.is_contiguous(memory_format=form)
+                        assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
