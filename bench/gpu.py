@@ -31,7 +31,9 @@ ORDER = (
     "resnet", "vgg", "pointwise", "depthwise", "pooling", "unet", "strided", "first", "awkward", "lecture", "conv1d",
     "conv3d",
 )  # fmt: skip
-PASSES = ((32, "channels_first"), (32, "channels_last"), (128, "channels_first"), (128, "channels_last"))
+LAYOUTS = ("channels_first", "channels_last")
+ROUNDS = ((32, True), (128, True), (32, False), (128, False))
+"""Batch sizes, first for what has goals of its own, convolutions forward and poolings, then for the other gradients."""
 LONGEST_JOB = 90.0
 """Seconds without news after which a process is ended: a kernel does not come back."""
 MARGIN = 8.0
@@ -50,12 +52,15 @@ def ordered() -> Iterator[Case]:
 def jobs() -> list[Job]:
     """What there is to do, the most important first; each task once, also where a case has a batch of its own."""
     found: list[Job] = [{"kind": kind} for kind in ("describe", "ceilings", "overhead")]
-    for batch, layout in ((2, "channels_first"), (2, "channels_last")) if REHEARSAL else PASSES:
-        for case in ordered():
-            found += [
-                {"kind": "task", "case": case.name, "batch": case.batch or batch, "direction": d, "layout": layout}
-                for d in case.directions
-            ]
+    for batch, first in ROUNDS:
+        for layout in LAYOUTS:
+            for case in ordered():
+                size = 2 if REHEARSAL else case.batch or batch
+                found += [
+                    {"kind": "task", "case": case.name, "batch": size, "direction": direction, "layout": layout}
+                    for direction in case.directions
+                    if (direction == "forward" or case.op != "conv") is first
+                ]
     return [job for n, job in enumerate(found) if job not in found[:n]]
 
 

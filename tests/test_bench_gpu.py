@@ -77,6 +77,8 @@ def test_jobs_are_the_suites_once():
     assert {job["batch"] for job in tasks} == {32, 128, 64}
     assert len(tasks) == len({tuple(job.items()) for job in tasks})
     assert tasks[0]["case"].startswith("resnet/")
+    forward = [n for n, job in enumerate(tasks) if job["direction"] == "forward"]
+    assert forward[-1] < min(n for n, job in enumerate(tasks) if job["direction"] == "grad_weight")
 
 
 TASKS = [
