@@ -66,12 +66,15 @@ class ndarray:
         raise TypeError("implicit conversion to a NumPy array is not allowed; use get()")
 
     def get(self) -> np.ndarray:
+        _wait()
         return self._array.copy()
 
     def item(self) -> Any:
+        _wait()
         return self._array.item()
 
     def tolist(self) -> Any:
+        _wait()
         return self._array.tolist()
 
     @property
@@ -91,12 +94,15 @@ class ndarray:
         return len(self._array)
 
     def __bool__(self) -> bool:
+        _wait()
         return bool(self._array)
 
     def __float__(self) -> float:
+        _wait()
         return float(self._array)
 
     def __int__(self) -> int:
+        _wait()
         return int(self._array)
 
     def __iter__(self) -> Iterator[Any]:
@@ -136,6 +142,12 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
         setattr(ndarray, f"__{_prefix}{_name}__", _binary(f"__{_prefix}{_name}__"))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge", "and", "or"):
     setattr(ndarray, f"__{_name}__", _binary(f"__{_name}__"))
+
+
+def _wait() -> None:
+    """What the host waits for the device with, or hands it memory of its own."""
+    if _State.streams[_State.device].capturing:
+        raise _RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
 
 
 def _on_current(array: ndarray) -> None:
@@ -198,7 +210,8 @@ class _Device:
             raise _RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         return "90"
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        _wait()
 
     def __enter__(self) -> _Device:
         self.before.append(_State.device)
@@ -224,7 +237,11 @@ class _Stream:
     def begin_capture(self) -> None:
         self.capturing = True
 
-    def synchronize(self) -> None: ...
+    def end_capture(self) -> None:
+        self.capturing = False
+
+    def synchronize(self) -> None:
+        _wait()
 
     def __enter__(self) -> _Stream:
         self.before.append(_State.streams[_State.device])
@@ -254,10 +271,12 @@ def _standard_normal(size: Any, dtype: Any) -> ndarray:
 def _asarray(value: Any, dtype: Any = None) -> ndarray:
     if isinstance(value, ndarray) and dtype in (None, value.dtype):
         return value
-    return ndarray(np.array(_host(value), dtype))
+    return _array(value, dtype)
 
 
 def _array(value: Any, dtype: Any = None) -> ndarray:
+    if not isinstance(value, ndarray):
+        _wait()
     return ndarray(np.array(_host(value), dtype))
 
 
