@@ -82,16 +82,18 @@ elapsed
 # ------------------------------------------------------------------------------------------------------------- tests
 
 # A test run of its own: NAME, environment, then pytest's arguments. The project's settings name plug-ins that may not
-# be here, and its warnings are errors about its own environment; only the settings given here count.
+# be here, and its warnings are errors about its own environment; only the settings given here count. A dozen of them
+# run at once: two threads each.
 names=()
 pids=()
 tests() {
     local name=$1 setting=$2
     shift 2
     names+=("$name")
-    env "$setting" FASTCONV_REQUIRE="${required:-}" timeout --kill-after=5 "$test_seconds" "$python" -m pytest \
-        -q -rsf -p no:cacheprovider -o addopts= -o filterwarnings=default -o faulthandler_timeout=$((test_seconds - 20)) \
-        --tb=short --maxfail=40 "$@" >"$scratch/logs/$name" 2>&1 &
+    env "$setting" FASTCONV_REQUIRE="${required:-}" OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
+        timeout --kill-after=5 "$test_seconds" "$python" -m pytest -q -rsf --tb=short --maxfail=40 -p no:cacheprovider \
+        -o addopts= -o filterwarnings=default -o faulthandler_timeout=$((test_seconds * 9 / 10)) "$@" \
+        >"$scratch/logs/$name" 2>&1 &
     pids+=($!)
 }
 

@@ -110,7 +110,7 @@ class HostHeld(Held):
 @cache
 def _device(folder: Path) -> Driver:
     if REHEARSAL:
-        return _Emulated(folder=folder)
+        return _Emulated(folder=folder, multiprocessors=132, l2_bytes=60 << 20)  # an H200's
     import cupy
 
     return Device(cupy.cuda.runtime.getDevice(), folder)
