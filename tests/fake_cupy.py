@@ -257,8 +257,8 @@ class _RuntimeError(RuntimeError):
 
 
 class _Generator:
-    def __init__(self, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
+    def __init__(self, bits: Any) -> None:
+        self._generator = np.random.Generator(bits)
 
     def random(self, size: Any, dtype: Any) -> ndarray:
         return ndarray(self._generator.random(size, dtype))
@@ -342,7 +342,9 @@ def module() -> types.ModuleType:
         "asnumpy": lambda a: a.get(),
         "from_dlpack": _from_dlpack,
         "cuda": cuda,
-        "random": types.SimpleNamespace(default_rng=_Generator, standard_normal=_standard_normal),
+        "random": types.SimpleNamespace(
+            Generator=_Generator, Philox4x3210=np.random.Philox, standard_normal=_standard_normal
+        ),
         "allocations": lambda: _State.allocations,
     }.items():
         setattr(cupy, name, value)
