@@ -67,6 +67,19 @@ def test_every_operation_of_networks(cupy, kind):
     operations.compare(kind, cupy.asarray, "cuda")
 
 
+def test_networks_on_the_second_device(gpu):
+    require("numba")
+    if gpu.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one GPU")
+
+    def put(array):
+        with gpu.cuda.Device(1):
+            return gpu.asarray(array)
+
+    for kind in operations.KINDS:
+        operations.compare(kind, put, "cuda:1")
+
+
 def test_dropout(cupy):
     """Drawn on the device, by the seed."""
     x, drop = cupy.asarray(np.ones((100, 100), np.float32)), nn.Dropout(0.25)
