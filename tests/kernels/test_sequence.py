@@ -11,7 +11,7 @@ import pytest
 import fastconv
 from fastconv.kernels.cpu import threads as threading_layers
 from fastconv.kernels.cpu.arrays import aligned_empty
-from fastconv.kernels.cpu.sequence import ABLE, Sequence, _span, record
+from fastconv.kernels.cpu.sequence import ABLE, Sequence, record, span
 
 pytestmark = pytest.mark.skipif(not ABLE, reason="no sched_yield here")
 
@@ -131,8 +131,8 @@ def test_phases_of_a_transposed_convolution(algorithm, launches):
 def test_memory_of_arrays_in_any_order():
     x = np.zeros((3, 4, 5), np.float32)
     low, high = x.ctypes.data, x.ctypes.data + x.nbytes
-    assert _span(x) == _span(x[::-1, :, ::-1]) == _span(x.transpose(2, 0, 1)) == (low, high)
-    assert _span(x[1:, :2, 3:4]) == (x[1:].ctypes.data + 12, x[2, 1, 3:].ctypes.data + 4)
+    assert span(x) == span(x[::-1, :, ::-1]) == span(x.transpose(2, 0, 1)) == (low, high)
+    assert span(x[1:, :2, 3:4]) == (x[1:].ctypes.data + 12, x[2, 1, 3:].ctypes.data + 4)
 
 
 def test_one_element_type():
