@@ -213,10 +213,13 @@ CONV = Kind(conv_problem, "forward", "grad_input")
 TRANSPOSED = Kind(conv_transpose_problem, "grad_input", "forward")
 
 
+REPEATS = 4  # layouts of one call's arrays, at most, whose launches are kept
+
+
 class ReadyConv:
     """A convolution that has run before, of arrays like those of then: nothing is left to decide or to check."""
 
-    __slots__ = ("dtype", "kernel", "lay", "nbytes", "on_cpu", "plain", "shape")
+    __slots__ = ("dtype", "kernel", "lay", "nbytes", "on_cpu", "plain", "repeats", "shape")
 
     def __init__(self, lay: Layout, settled: Settled, shape: Sizes, dtype: Any, threads: int) -> None:
         problem, choice = settled
@@ -225,18 +228,36 @@ class ReadyConv:
         self.plain = self.on_cpu and lay.batched and lay.name == "channels_first"
         kernel = resolve(choice.row.target)
         self.kernel = partial(kernel, problem.geometry, activation=problem.activation, packed=None, threads=threads)
+        self.repeats: dict[Any, Any] = {}  # by strides: what to launch
 
     def __call__(self, x: Any, w: Any, bias: Any, out: Any = None) -> Any:
         lay = self.lay
         if self.plain and out is None:
-            y = np.empty(self.shape, self.dtype)
-            self.kernel(x, w, bias, None, y, workspace=shared_workspace(self.nbytes))
+            y, workspace = np.empty(self.shape, self.dtype), shared_workspace(self.nbytes)
+            arrays = (x, w, y, workspace) if bias is None else (x, w, y, workspace, bias)
+            strides = (x.strides, w.strides, bias is None or bias.strides)
+            again = self.repeats.get(strides)
+            if again and x.flags.aligned and w.flags.aligned and (bias is None or bias.flags.aligned):
+                again(*arrays)
+                return y
+            if again is None and len(self.repeats) < REPEATS:
+                self.repeats[strides] = self._repeat(*arrays) or False
+            self.kernel(x, w, bias, None, y, workspace=workspace)
             return y
         output = Output(lay, out, x, self.shape, x, w, bias)
         with on_device(x):
             scratch = shared_workspace(self.nbytes) if self.on_cpu else device_workspace(x, self.nbytes)
             self.kernel(lay.view("x", x), w, bias, None, output.target, workspace=scratch)
         return output.result()
+
+    def _repeat(self, *arrays: Any) -> Any:
+        """The launches of a call with these arrays, to be made again; None where it does more."""
+        from .kernels.cpu.repeat import repeat
+
+        def run(x: Any, w: Any, y: Any, workspace: Any, bias: Any = None) -> None:
+            self.kernel(x, w, bias, None, y, workspace=workspace)
+
+        return repeat(run, *arrays)
 
 
 def _where(x: Any, *others: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastconv as fc
+from fastconv import call as call_module
 from fastconv.pooled import ready_calls
 
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
@@ -153,3 +155,33 @@ def test_convolutions_are_told_apart() -> None:
     for _ in range(2):
         with fc.options(workspace_limit=0), pytest.warns(fc.SlowPathWarning):
             fc.conv2d(x, w)
+
+
+ALGORITHMS = ("direct", "im2col", "direct_planar", "winograd_f2x2_3x3", "auto")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_later_convolutions_use_their_own_arrays(algorithm: str) -> None:
+    """From the second call on what to launch is known, and where in the arrays given then; strides and alignment are
+    looked at every time."""
+    rng = np.random.default_rng(7)
+    shapes = ((2, 32, 9, 9), (40, 32, 3, 3), (40,))
+    forms = {
+        "as before": lambda a: a,
+        "in another place": np.copy,
+        "reversed": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+        "columns apart": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+        "misaligned": lambda a: np.frombuffer(b"." + a.tobytes(), np.uint8)[1:].view(a.dtype).reshape(a.shape),
+    }
+    for with_bias in (False, True):
+        fc.cache_clear()
+        for _ in range(3):
+            for form, changed in itertools.product(forms.values(), range(2 + with_bias)):
+                arrays = [rng.integers(-4, 5, shape).astype(np.float32) for shape in shapes[: 2 + with_bias]]
+                want = fc.conv2d(*arrays, padding=1, algorithm="reference")
+                arrays[changed] = form(arrays[changed])
+                got = fc.conv2d(*arrays, padding=1, algorithm=algorithm)
+                np.testing.assert_array_equal(got, want)
+        (ready,) = (kept for kept in ready_calls.values() if kept.repeats)
+        assert any(ready.repeats.values())
+        assert len(ready.repeats) <= call_module.REPEATS

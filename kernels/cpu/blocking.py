@@ -26,6 +26,7 @@ MAX_COLUMN_BYTES = TILE_VECTORS * MAX_VECTOR_BYTES
 
 SLAB_BYTES = 512 << 10  # of one thread's packed input rows: half of a 1 MiB L2
 BLOCK_PIXELS = 300  # of one thread's block: 98 to 300 measured equal, below 50 the weights' traffic shows
+SELDOM = 2  # blocks of positions, at most, for each of which a tile column's weights are packed again
 FEW_PIXELS = 98  # fewer in a block, and a slab may be twice as large
 CHUNK_BYTES = 8 << 20  # of one operand of a weight gradient: all threads share a chunk
 CHUNK_PIXELS = 1 << 14
@@ -302,8 +303,8 @@ class DirectForward:
     slabs: Slabs
     block: Block
     k_parts: int
-    scratch: tuple[int, int, int, int, int]  # slab, sums, sums transposed, tile rows' offsets, output runs
-    packed: int  # elements of the packed weights
+    scratch: tuple[int, ...]  # slab, sums, sums transposed, tile rows' offsets, output runs, a tile column's weights
+    packed: int  # elements of the packed weights, 0 where each thread packs those that it needs
 
     @property
     def thread_bytes(self) -> int:
@@ -327,8 +328,13 @@ def _apart(c: Correlation, slabs: Slabs, itemsize: int) -> Slabs:
 
 
 @lru_cache(maxsize=512)
-def direct_forward(c: Correlation, itemsize: int, threads: int, columns: int = 0) -> DirectForward:
-    """Plan for tiles of ``columns`` elements (0: the widest of any CPU)."""
+def direct_forward(
+    c: Correlation, itemsize: int, threads: int, columns: int = 0, unpacked: bool = False
+) -> DirectForward:
+    """Plan for tiles of ``columns`` elements (0: the widest of any CPU).
+
+    ``unpacked`` weights are packed by the thread that needs them, a tile column at a time, where that is seldom enough.
+    """
     # blocks must not depend on the CPU: workspace sizes do not
     widest = _apart(c, slabs(c, itemsize, MAX_COLUMN_BYTES // itemsize), itemsize)
     group = _apart(c, slabs(c, itemsize, columns or MAX_COLUMN_BYTES // itemsize), itemsize)
@@ -355,14 +361,20 @@ def direct_forward(c: Correlation, itemsize: int, threads: int, columns: int = 0
         cut = [min(TILE_VECTORS * (widest.blocks * i // whole), vectors) for i in range(whole + 1)]
         parts_of_k = [last - first for first, last in itertools.pairwise(cut)]
         share_of_k = makespan(parts_of_k, others * row_blocks, threads) / (others * row_blocks * vectors)
-        if least * threads < 1.01 or (block.images == 1 and least < share_of_k + 0.02):
+        # two threads that share the positions both pack all weights; that share the outputs, all input
+        many_weights = c.taps * c.group_outputs > 4 * c.batch * math.prod(axis.source.size for axis in c.axes)
+        cut_weights = unpacked and others * row_blocks == widest.count and many_weights and share_of_k * threads < 1.01
+        if not cut_weights and (least * threads < 1.01 or (block.images == 1 and least < share_of_k + 0.02)):
             block = _block(c, pixel_bytes, limit, BLOCK_PIXELS, 512, shares[least])
-        elif block.images > 1 and c.batch >= threads:
+        elif not cut_weights and block.images > 1 and c.batch >= threads:
             block = _block(c, pixel_bytes, limit, BLOCK_PIXELS * c.batch // threads // block.images, 512)
         else:
             k_parts = min(group.blocks, whole)
     slab = block.images * c.axes[0].kernel * block.slab_rows * block.slab_columns * group.pixel
     pixels = round_up(block.pixels, MAX_TILE_ROWS) + MAX_TILE_ROWS
+    readers = others // widest.count * -(-height // block.rows)
+    own = unpacked and not group.by_lane and readers <= SELDOM
+    column = c.taps * c.group_inputs * columns
     return DirectForward(
         group,
         block,
@@ -373,8 +385,9 @@ def direct_forward(c: Correlation, itemsize: int, threads: int, columns: int = 0
             aligned(pixels * columns * itemsize),
             aligned(pixels * 8),
             aligned(block.images * block.rows * 4 * 8),
+            aligned(column * itemsize if own else 0),
         ),
-        group.count * group.blocks * c.taps * c.group_inputs * columns,
+        0 if own else group.count * group.blocks * column,
     )
 
 
@@ -386,8 +399,8 @@ def direct_forward_workspace(geometry: ConvGeometry, itemsize: int, threads: int
 
 def _direct_bytes(c: Correlation, itemsize: int, threads: int) -> int:
     threads = c.useful_threads(threads)
-    plan = direct_forward(c, itemsize, threads)
-    return aligned(plan.packed * itemsize) + threads * plan.thread_bytes
+    plans = [direct_forward(c, itemsize, threads, 0, unpacked) for unpacked in (False, True)]
+    return max(aligned(plan.packed * itemsize) + threads * plan.thread_bytes for plan in plans)
 
 
 @lru_cache(maxsize=512)

@@ -26,7 +26,7 @@ Loses to direct where groups are wide: it computes one output channel at a time.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ import numpy as np
 from . import depthwise_plan, simd
 from .arrays import KIND, Workspace, address, aligned_empty
 from .blocking import Correlation
+from .bound import Prepare
 from .compile import jit
 from .depthwise_plan import (
     EVENS,
@@ -84,6 +85,10 @@ class Layout(NamedTuple):
     zeros_bytes: int
     sums_bytes: int
     table_bytes: int
+    weights_bytes: int
+    places: int  # in w, of the weights of an output channel, where they are not packed; else 0
+    w_g: int
+    w_k: int
     itemsize: int
     source_d: int  # input position of each padded position, -1 for a zero
     source_h: int
@@ -251,6 +256,13 @@ def find_pixels(table, lines, zeros, n, od, oh0, rows):
                     at += 1
 
 
+@jit(inline=True)
+def gather_taps(source, places, target, taps):
+    """An output channel's weights in the order of its passes."""
+    for i in range(taps):
+        store(target, i, load(source, load(places, i)))
+
+
 @jit
 def pixel_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation, lanes being pixels."""
@@ -260,7 +272,8 @@ def pixel_range(t, threads, table, chunk, kind):
     zeros, sums = memory, pointer(memory + g.zeros_bytes, kind)
     lines = pointer(memory + g.zeros_bytes + g.sums_bytes, 0)
     offsets = pointer(memory + g.zeros_bytes + g.sums_bytes + g.table_bytes // 2, 0)
-    slab = memory + g.zeros_bytes + g.sums_bytes + g.table_bytes
+    own = pointer(memory + g.zeros_bytes + g.sums_bytes + g.table_bytes, kind)
+    slab = memory + g.zeros_bytes + g.sums_bytes + g.table_bytes + g.weights_bytes
     zero(pointer(zeros, kind), g.zeros_bytes // g.itemsize)
     in_place = g.x_w == 1 and g.row_limit > 0
     segments, first, step, limit = pointer(g.slab_segments, 0), 0, 1, g.places_w
@@ -307,6 +320,10 @@ def pixel_range(t, threads, table, chunk, kind):
             upcoming = start + (g.group_inputs * g.x_c + oh0 * g.stride_h * g.x_h) * g.itemsize
         for k in range(group * g.group_outputs, (group + 1) * g.group_outputs):
             weights = shift(pointer(g.weights, kind), k * g.taps)
+            if g.places:
+                source = shift(pointer(g.weights, kind), group * g.w_g + (k - group * g.group_outputs) * g.w_k)
+                gather_taps(source, pointer(g.places, 0), own, g.taps)
+                weights = own
             bias = shift(pointer(g.bias, kind), k) if g.bias else pointer(zeros, kind)
             for i in range(0, rows, LINES):
                 height = min(LINES, rows - i)
@@ -428,8 +445,11 @@ def _pass_rows(found: list[Pass], phase: int, segments: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
-    """The constant part of a Layout, and the arrays whose addresses are in it."""
+def _prepare(
+    c: Correlation, itemsize: int, threads: int, w_strides: tuple[int, ...] = ()
+) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    """The constant part of a Layout, and the arrays whose addresses are in it. ``w_strides``: of weights that are not
+    packed, in elements."""
     cut = plan(c, itemsize, threads)
     depth, height, width = axes = reached(c)
     by_row, by_column = (depthwise_plan.passes(a.kernel, a.stride, a.dilation) for a in (height, width))
@@ -473,9 +493,10 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     starts, ends = (np.clip(-((phases - n) // width.stride), 0, places_w) for n in (first, first + count))
     inner = np.stack((starts, ends, source + starts * width.stride + phases - first), axis=1).astype(np.int64)
     sources = tuple(np.ascontiguousarray(a.source, np.int64) for a in axes)
-    zeros, sums, table, _ = cut.scratch
+    w_places = _offsets(c, w_strides[2:]) if w_strides else np.empty(0, np.int64)
     fixed = (
-        cut.thread_bytes, zeros, sums, table, itemsize, *(address(s) for s in sources),
+        cut.thread_bytes, *cut.scratch[:4], address(w_places) if w_strides else 0, *(w_strides or (0, 0))[:2],
+        itemsize, *(address(s) for s in sources),
         address(pass_rows), len(pass_rows), address(channel_pass_rows), len(channel_pass_rows),
         *(address(s) for s in segments), source - first, row_limit,
         depthwise_plan.read_beside(width, itemsize)[1], in_depth, in_height, far,
@@ -485,7 +506,18 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
         height.stride, height.span, places_h, height.out, width.stride, places_w, channel_places,
         width.source.size, address(inner), width.out,
     )  # fmt: skip
-    return fixed, (*sources, pass_rows, channel_pass_rows, inner, *segments)
+    return fixed, (*sources, pass_rows, channel_pass_rows, inner, w_places, *segments)
+
+
+@lru_cache(maxsize=256)
+def _own(w_strides: tuple[int, ...]) -> Prepare:
+    return partial(_prepare, w_strides=w_strides)
+
+
+def _unpacked(c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Prepare | None:
+    """``_prepare`` for weights as they are, whose taps ``pixel_range`` puts in order; ``channel_range`` does not."""
+    by_pixel = by_layout(c, (0, x.strides[1] // x.itemsize, 0, 0, x.strides[-1] // x.itemsize)) is pixel_range
+    return _own(tuple(stride // w.itemsize for stride in w.strides)) if by_pixel and c.taps else None
 
 
 # ------------------------------------------------------------------------------------------------- weights
@@ -567,4 +599,4 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
     return packed
 
 
-forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, by_layout, _prepare)
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, by_layout, _prepare, unpacked=_unpacked)

@@ -136,7 +136,7 @@ class Plan:
     rows: int  # of a band, lanes being pixels
     channel_rows: int  # of a band, lanes being channels
     taps: int  # weights of an output channel
-    scratch: tuple[int, int, int, int]  # zeros, sums, tables of lines, slab
+    scratch: tuple[int, int, int, int, int]  # zeros, sums, tables of lines, weights of a channel, slab
 
     @property
     def thread_bytes(self) -> int:
@@ -180,14 +180,16 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
     begin, end = read_beside(width, itemsize)
     row = max(pitch, end - begin) * itemsize
     zeros = max(end - begin, c.in_channels, pitch) + column
+    taps = math.prod((depth.kernel, height.kernel, width.kernel)) * c.group_inputs
     return Plan(
         rows,
         channel_rows,
-        math.prod((depth.kernel, height.kernel, width.kernel)) * c.group_inputs,
+        taps,
         (
             aligned(zeros * itemsize),
             aligned((MAX_LINES + 1) * column * itemsize),
             aligned(table * 8) * 2,
+            aligned(taps * itemsize),
             aligned(planes * height.extent(rows) * row + column * itemsize),
         ),
     )

@@ -28,6 +28,7 @@ from .half import in_float32
 
 Pack = Callable[..., np.ndarray]
 Phases = Callable[[ConvGeometry], tuple[tuple[Phase, blocking.Correlation], ...]]
+Unpacked = Callable[..., Prepare | None]
 
 
 def _identity(value: Any) -> Any:
@@ -44,12 +45,14 @@ class EntryPoints(NamedTuple):
 
 
 def entry_points(
-    pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = False, phases: Phases = blocking.phase_correlations
-) -> EntryPoints:
+    pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = False, unpacked: Unpacked | None = None,
+    phases: Phases = blocking.phase_correlations,
+) -> EntryPoints:  # fmt: skip
     """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are.
 
-    ``phases`` says by which correlations an input gradient is computed. 16-bit arrays are converted to float32 around
-    them, unless they take them as they are (``native16``; the bias then comes in float32).
+    16-bit arrays are converted to float32 around it, unless it takes them as they are (``native16``; the bias then
+    comes in float32). ``unpacked`` says how to prepare a forward kernel that packs its weights itself, where it should;
+    ``phases`` by which correlations an input gradient is computed.
     """
     converted: Any = _identity if native16 else in_float32
     weights: Any = _identity if native16 else computable
@@ -63,12 +66,17 @@ def entry_points(
         if not out.size:
             return
         c, scratch = blocking.correlation(geometry), Workspace(workspace)
+        x, bias, how = aligned(x), bias_row(bias), prepare
         if packed is None:
-            packed = pack(c, weight_view(geometry, w), scratch, threads)
-        x, bias = aligned(x), bias_row(bias)
+            packed = weight_view(geometry, w)
+            own = unpacked and unpacked(c, x, packed, threads)
+            if own:
+                how = own
+            else:
+                packed = pack(c, packed, scratch, threads)
         residual = None if residual is None else aligned(residual)
         with writable(out) as target:
-            correlate(kernel, prepare, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)
+            correlate(kernel, how, c, x, packed, bias, residual, target, activation, scratch.rest(), threads)
 
     @converted
     def grad_input(

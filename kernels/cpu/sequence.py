@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .arrays import address, aligned_empty
 from .bound import Launch
 from .compile import jit
-from .shares import call_at, native_address
+from .shares import I64, call_at, current, native_address, pause
 from .simd import load, pointer, shift
 from .threads import launch, recorder
 
@@ -39,7 +38,7 @@ SPINS = 1 << 12
 _LINE = 8  # int64 numbers
 _ROW = ("function", "shares", "table", "claims")  # of a launch, in a line; another line counts the shares done
 
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_I8 = ir.IntType(8)
 
 
 def record(run: Callable[..., Any], *arrays: np.ndarray, kept: Iterable[np.ndarray] = ()) -> list[Launch] | None:
@@ -76,7 +75,7 @@ def _claim(typingctx: Any, byte: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         place = builder.inttoptr(args[0], _I8.as_pointer())
-        return builder.zext(builder.atomic_rmw("xchg", place, ir.Constant(_I8, 1), "acq_rel"), _I64)
+        return builder.zext(builder.atomic_rmw("xchg", place, ir.Constant(_I8, 1), "acq_rel"), I64)
 
     return types.int64(types.int64), codegen
 
@@ -86,35 +85,11 @@ def _add_one(typingctx: Any, number: Any) -> Any:
     """Count one more, visibly for all threads after whatever this one has stored."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], _I64.as_pointer())
-        builder.atomic_rmw("add", place, ir.Constant(_I64, 1), "acq_rel")
+        place = builder.inttoptr(args[0], I64.as_pointer())
+        builder.atomic_rmw("add", place, ir.Constant(I64, 1), "acq_rel")
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
-
-
-@intrinsic
-def _current(typingctx: Any, number: Any) -> Any:
-    """A number that other threads count."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], _I64.as_pointer())
-        return builder.load_atomic(place, "acquire", 8)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def _pause(typingctx: Any) -> Any:
-    """A moment's rest in a loop that waits, where the CPU has an instruction for it."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if builder.module.triple.startswith(("x86_64", "i686")):
-            name = "llvm.x86.sse2.pause"
-            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), name), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
 
 
 _offer_core = types.ExternalFunction("sched_yield", types.int32())
@@ -134,11 +109,11 @@ def sequence_range(t, threads, table, chunk, kind):
                 call_at(function, share, shares, own, own, kind)
                 _add_one(done)
         spins = 0
-        while _current(done) < shares:
+        while current(done) < shares:
             spins += 1
             if spins % SPINS == 0:
                 _offer_core()
-            _pause()
+            pause()
 
 
 class Sequence:

@@ -8,10 +8,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from llvmlite import ir
 from numba import prange, typeof, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .compile import jit
+
+I64 = ir.IntType(64)
 
 
 def _signature(kind: Any) -> tuple[Any, ...]:
@@ -45,6 +49,39 @@ def call_at(typingctx: Any, function: Any, t: Any, threads: Any, table: Any, chu
         return context.get_dummy_value()
 
     return types.void(types.int64, *arguments), codegen
+
+
+@intrinsic
+def current(typingctx: Any, number: Any) -> Any:
+    """A number that other threads count."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.load_atomic(place, "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def pause(typingctx: Any) -> Any:
+    """A moment's rest in a loop that waits, where the CPU has an instruction for it."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if builder.module.triple.startswith(("x86_64", "i686")):
+            name = "llvm.x86.sse2.pause"
+            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), name), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@jit
+def spin(times, number):
+    """Wait as libgomp does: look whether a number, at an address, is still 0, and rest, so many times."""
+    for _ in range(times):
+        if current(number) != 0:
+            return
+        pause()
 
 
 @jit(parallel=True)

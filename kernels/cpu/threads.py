@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,26 +36,42 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-SPINS = "2000"
+WAIT = 2e-4
+"""Seconds that threads wait for the next call before they sleep, and for each other at the end of one."""
 
 
 @contextlib.contextmanager
-def _spinning_briefly() -> Iterator[None]:
-    """Let libgomp, which reads its settings when it is loaded, wait 0.1 ms before it sleeps, unless the user chose.
+def _waiting_briefly() -> Iterator[None]:
+    """Let libgomp, which reads its settings when it is loaded, wait ``WAIT`` before it sleeps, unless the user chose.
 
-    Not waiting at all (OMP_WAIT_POLICY=passive), every call wakes the other threads anew: an empty launch takes 15 µs
-    against 5, a convolution of 49 µs 62. Its default waits for milliseconds and gets in the way of others: beside a
-    busy process on two cores the same convolution took 374 µs in the mean (3e5 spins), 138 (1e4), 111 (1e3) and 87
-    (none).
+    It counts looks at a number, and one takes 10 ns on some CPUs and 45 on others of the same maker. Waking a thread
+    takes 40 to 100 µs on a virtual machine. After 20 µs of waiting, little more than Python takes between two calls, a
+    convolution of 2 x 325 µs took 435 µs on two threads, after 0.1 to 1 ms 355 to 370; a pooling 50 µs after the last
+    call 100 and 31. The default of 3e5 looks gets in the way of others: beside a busy process on two cores a
+    convolution of 70 µs took 200 µs in the mean (20 µs of waiting), 370 (0.1 and 0.2 ms), 580 (0.5) and 1000 (3).
     """
     if any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
         yield
         return
-    os.environ["GOMP_SPINCOUNT"] = SPINS
+    os.environ["GOMP_SPINCOUNT"] = str(_spins(WAIT))
     try:
         yield
     finally:
         os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+def _spins(seconds: float) -> int:
+    """How often a waiting thread looks in so many seconds."""
+    from .shares import spin
+
+    number = np.zeros(1, np.int64)
+    where, some, fastest = number.__array_interface__["data"][0], 1000, 1.0
+    spin(1, where)
+    for _ in range(3):
+        start = time.perf_counter()
+        spin(some, where)
+        fastest = min(fastest, time.perf_counter() - start)
+    return max(1000, min(int(seconds * some / fastest), 300_000))
 
 
 def threading_layer() -> str:
@@ -71,7 +88,7 @@ def threading_layer() -> str:
             torch = sys.modules.get("torch")  # starting OpenMP must not change the threads it uses
             torch_threads = torch.get_num_threads() if torch else 0
             try:
-                with _spinning_briefly():
+                with _waiting_briefly():
                     parallel._launch_threads()
             finally:
                 numba.config.THREADING_LAYER_PRIORITY = chosen

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import time
 from functools import partial
 
 import numpy as np
@@ -143,3 +144,19 @@ def test_one_element_type():
         noted += plan.launches(x, None, np.zeros((1, 8, 6, 6), dtype), np.empty(1 << 20, np.uint8))
     with pytest.raises(ValueError, match="one element type needed, got \\['float32', 'float64'\\]"):
         Sequence(noted)
+
+
+def test_waiting_threads_wait_for_a_time_not_for_a_number_of_looks():
+    """What a look costs differs fivefold between CPUs."""
+    from fastconv.kernels.cpu.shares import spin
+
+    number = np.zeros(1, np.int64)
+    looks = threading_layers._spins(1e-3)
+    start = time.perf_counter()
+    spin(looks, number.ctypes.data)
+    assert time.perf_counter() - start > 0.3e-3
+    assert threading_layers._spins(0.0) < threading_layers._spins(1e-4) <= looks
+    number[0] = 1
+    start = time.perf_counter()
+    spin(1 << 40, number.ctypes.data)  # what it waits for is there
+    assert time.perf_counter() - start < 1.0
