@@ -36,6 +36,8 @@ from .use import refusal
 KEPT_PLANS = 4
 """Plans a module keeps: each holds its own packed weights. The oldest goes first."""
 
+UNCOUNTED = "parameters made in inference mode have no version counters, so weights are packed in each call"
+
 
 class State:
     """What a converted module remembers of its calls. Copies and pickles of the module have no plans."""
@@ -188,8 +190,11 @@ class _Convolution(Layer):
         state = self.__dict__.get("_fastconv") or self._state()
         prepared: Prepared | None = state.plans.get(key)
         if prepared is None or not prepared.current(tensors, parameters):
-            if input.dim() != self.rank + 2 or any(t is not None and t.is_inference() for t in tensors):
-                return None  # no batch dimension; no version counters
+            if input.dim() != self.rank + 2:  # no batch dimension
+                return None
+            if any(t is not None and t.is_inference() for t in tensors):
+                state.unfolded = UNCOUNTED
+                return None
             prepared = self._prepare(input, *tensors[:2], fold, low, tensors, parameters)
             if residual is not None and prepared.plan is not None and sum_shape != prepared.shape:
                 prepared = Prepared(None, f"the residual has shape {tuple(residual.shape)}", False, tensors, parameters)
