@@ -182,6 +182,9 @@ def test_later_convolutions_use_their_own_arrays(algorithm: str) -> None:
                 arrays[changed] = form(arrays[changed])
                 got = fc.conv2d(*arrays, padding=1, algorithm=algorithm)
                 np.testing.assert_array_equal(got, want)
+                out = form(np.full_like(want, np.nan))
+                if out.flags.writeable:
+                    np.testing.assert_array_equal(fc.conv2d(*arrays, padding=1, algorithm=algorithm, out=out), want)
         (ready,) = (kept for kept in ready_calls.values() if kept.repeats)
         assert any(ready.repeats.values())
         assert len(ready.repeats) <= call_module.REPEATS
