@@ -104,6 +104,7 @@ COSTS: dict[str, dict[str, float]] = {
         "entered": 4.96e-09,
         "entered, spilled": 2.25e-09,
         "left, spilled": 1.94e-10,
+        "made": 1.5e-10,
         "moved": 3.3e-11,
         "prepared": 2.43e-10,
         "prepared call": 7.9e-05,
@@ -343,6 +344,9 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     products = rows * variant.products * _up(s.outputs, 32) * s.groups
     entered = tiles * inputs * s.groups * (threads if share_outputs else 1) * variant.products
     left = tiles * outputs * s.groups
+    # each block makes what it needs of U just before it does
+    made = not problem.prepared and (share_outputs or blocks <= threads) and 4 * weights > 1 << 20
+    kept = not problem.prepared and not made
     return {
         "products": products * s.inputs,
         "sums": products,
@@ -351,11 +355,12 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
         "left": left * variant.products,
         "left, spilled": left * variant.products * spilled,
         "turned": left * variant.outputs,
-        "streamed": weights * beyond * max(1, blocks),
+        "streamed": 0.0 if made else weights * beyond * max(1, blocks),
         "moved": s.read + s.written,
-        "prepared": 0.0 if problem.prepared else weights,
-        "prepared, beyond": 0.0 if problem.prepared else weights * beyond,
-        "prepared call": 0.0 if problem.prepared else threads,
+        "made": weights * max(1, blocks) if made else 0.0,
+        "prepared": weights if kept else 0.0,
+        "prepared, beyond": weights * beyond if kept else 0.0,
+        "prepared call": threads if kept else 0.0,
     }
 
 

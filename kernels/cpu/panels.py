@@ -145,10 +145,11 @@ def pass_length(length, lanes):
 
 
 @jit(inline=True)
-def multiply_panel(height, length, a, a_block, b, c, c_block, ahead, aimed, kind):
+def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed, kind):
     """The product for ``height`` rows; C and ``a`` must reach ``TILE_ROWS`` further.
 
-    ``ahead`` is the next panel; ``aimed`` says what else to prefetch (see ``aim``).
+    It is added to C where ``more`` is not 0. ``ahead`` is the next panel; ``aimed`` says what else to prefetch (see
+    ``aim``).
     """
     keep_whole()
     lanes = vector_lanes(kind)
@@ -164,19 +165,19 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, ahead, aimed, kind
             r, to = shift(a_pass, i * lanes), shift(c, i * lanes)
             far = pointer(place, kind)
             if left <= LOW_ROWS:
-                _low(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                _low(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
                 i += LOW_ROWS
             elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS:
-                _middle(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                _middle(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
                 i += MIDDLE_ROWS
             elif left <= both < TILE_ROWS:
-                _upper(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                _upper(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
                 i += both
             elif pieces > 0:
-                _high(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                _high(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
                 i += TILE_ROWS
             else:
-                _plain(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, k)
+                _plain(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
                 i += TILE_ROWS
             ahead = shift(ahead, n * step)
             if pieces > 0:

@@ -37,8 +37,8 @@ import numpy as np
 
 from ..winograd_matrices import VARIANTS, Variant
 from .arrays import KIND, Workspace, address, aligned_empty
-from .blocking import Correlation, progressions
-from .bound import Bound
+from .blocking import LINE_BYTES, Correlation, progressions
+from .bound import Bound, Prepare
 from .compile import jit
 from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
 from .gemm import gather, transpose, zero
@@ -83,16 +83,19 @@ class Layout(NamedTuple):
     rows_bytes: int
     turned_bytes: int
     vectors_bytes: int
+    integers_bytes: int
     source_h: int
     segments: int
     segment_count: int
     transform_input: int  # addresses of code
     transform_output: int
+    transform_weights: int
     tile_h: int  # outputs of a tile
     tile_w: int
     overlap_h: int  # inputs that it shares with the next
     overlap_w: int
     products: int
+    taps: int
     batch: int
     groups: int
     group_inputs: int
@@ -106,6 +109,17 @@ class Layout(NamedTuple):
     k_parts: int
     k_group: int
     k_blocks: int
+    chunk: int  # input channels whose U is made at once; 0: the weights are U
+    u_xi: int
+    w_g: int  # of weights that are not packed, in elements
+    w_k: int
+    w_c: int
+    w_r: int
+    w_s: int
+    columns: int
+    tap_step: int
+    together: int
+    u_group: int
     slab_columns: int
     v_block: int
     v_xi: int
@@ -266,10 +280,54 @@ def copy_rows(g, kind, source, lds, runs, run_count, channel, channels):
                     store(to, k * g.out_c, load(row, k))
 
 
+class Taps(NamedTuple):
+    """Strides of weights in elements, and what they allow."""
+
+    w_g: int
+    w_k: int
+    w_c: int
+    w_r: int
+    w_s: int
+    columns: int
+    tap_step: int  # from one tap to the next where that is 1 or -1 throughout, else 0
+    together: int  # not 0: all the taps of an output channel are neighbours
+
+
+@jit(inline=True)
+def gather_taps(w, taps, lanes, source, target, outputs, channels):
+    """Taps of ``channels`` input channels, a vector of output channels each: [c][tap][lane]. ``w``: strides."""
+    if outputs < lanes:
+        zero(target, channels * taps * lanes)
+    if outputs <= 0:
+        return
+    if w.together != 0:
+        transpose(lanes, source, w.w_k, target, lanes, outputs, channels * taps)
+        return
+    for c in range(channels):
+        s, to = shift(source, c * w.w_c), shift(target, c * taps * lanes)
+        if w.tap_step > 0:
+            transpose(lanes, s, w.w_k, to, lanes, outputs, taps)
+        elif w.tap_step < 0:
+            transpose(lanes, shift(s, 1 - taps), w.w_k, shift(to, (taps - 1) * lanes), -lanes, outputs, taps)
+        else:
+            for tap in range(taps):
+                where = tap // w.columns * w.w_r + tap % w.columns * w.w_s
+                for k in range(outputs):
+                    store(to, tap * lanes + k, load(s, where + k * w.w_k))
+
+
 @jit(inline=True)
 def panel_at(g, group, k_block, xi, width):
-    """Where a panel of U begins: the weights of one ξ for a tile column of output channels."""
-    return ((group * g.k_blocks + k_block) * g.products + xi) * g.group_inputs * width
+    """Where a panel of U begins: the weights of one ξ for a tile column of output channels.
+
+    A line is left free behind each ξ: at a multiple of 4 KiB from one to the next, all of them would be written to the
+    same few lines of L1 (94 ns a vector of F(4x4) instead of 49).
+    """
+    number, inside = k_block // g.u_group, k_block % g.u_group
+    first, panel, line = k_block - inside, g.group_inputs * width, LINE_BYTES // g.itemsize
+    columns = min(g.u_group, g.k_blocks - first)
+    before = (group * g.k_blocks + first) * panel + (group * -(-g.k_blocks // g.u_group) + number) * line
+    return before * g.products + xi * (columns * panel + line) + inside * panel
 
 
 @jit(inline=True)
@@ -300,6 +358,62 @@ def aim_at_input(g, table, far, steps, start, end, group, part, parts):
     aim(far, place, g.group_inputs * (part + 1) // parts - c, rows * g.x_h, g.x_c, steps, g.itemsize)
 
 
+@jit(inline=True)
+def multiply_packed(g, kind, table, v, m, far, start, end, group, k, k_end, k_first, k_last):
+    """M of the tile columns ``k`` to ``k_end`` of outputs, of a part from ``k_first`` to ``k_last``."""
+    lanes, size, weights = vector_lanes(kind), g.itemsize, pointer(g.weights, kind)
+    width, count, steps = 2 * lanes, end - start, pass_length(g.group_inputs, lanes)
+    total = g.batch * g.tile_rows * g.tile_columns
+    if g.fetch_input != 0 and g.x_w == 1 and end < total:
+        done, parts = (k - k_first) // g.k_group, -(-(k_last - k_first) // g.k_group)
+        aim_at_input(g, table, far, steps, end, min(total, end + count), group, done, parts)
+    first, panels = group * g.group_outputs + k * width, g.products * (k_end - k)
+    outputs = min((k_end - k) * width, g.group_outputs - k * width)
+    calls = -(-count // TILE_ROWS) * -(-g.group_inputs // steps)  # of a panel
+    aiming = max(0, panels - 1 - outputs // calls) if g.out_w == 1 else panels
+    for panel in range(panels):
+        xi, kb = panel // (k_end - k), k + panel % (k_end - k)
+        if panel == aiming:
+            aim_at_output(g, far, steps, start, end, first, outputs)
+        a = pointer(v + xi * g.v_xi * size, kind)
+        b = shift(weights, panel_at(g, group, kb, xi, width))
+        c = pointer(m + (xi * g.m_xi + (kb - k) * 2 * g.m_block) * size, kind)
+        after = panel_at(g, group, kb + 1, xi, width)
+        if kb + 1 == k_end:
+            after = panel_at(g, group, k, xi + 1, width)
+            if xi + 1 == g.products:
+                after = panel_at(g, group, k_end % g.k_blocks, 0, width)
+        multiply_panel(count, g.group_inputs, a, g.v_block, b, c, g.m_block, 0, shift(weights, after), far, kind)
+
+
+@jit(inline=True)
+def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k):
+    """M of one tile column of outputs, whose U is made for ``chunk`` input channels at a time and used at once."""
+    lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, table)
+    width, w = 2 * lanes, pointer(g.weights, kind)
+    gathered = u + g.products * g.u_xi * size
+    outputs = min(width, g.group_outputs - k * width)
+    store(t, 2, g.taps * lanes)
+    store(t, 5, width)
+    store(t, 6, g.u_xi)
+    for c in range(0, g.group_inputs, g.chunk):
+        channels = min(g.chunk, g.group_inputs - c)
+        store(t, 0, channels)
+        store(t, 1, gathered)
+        for i in range(0, width, lanes):
+            source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c)
+            gather_taps(g, g.taps, lanes, source, pointer(gathered, kind), min(lanes, outputs - i), channels)
+            store(t, 4, u + i * size)
+            transform(g.transform_weights, tiles, kind)
+        if c + channels < g.group_inputs:  # ask for the next chunk, an output channel with each product
+            place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
+            aim(far, place, outputs, channels * g.taps, g.w_k, channels, size)
+        for xi in range(g.products):
+            a = pointer(v + (xi * g.v_xi + c // lanes * g.v_block) * size, kind)
+            b, to = pointer(u + xi * g.u_xi * size, kind), pointer(m + xi * g.m_xi * size, kind)
+            multiply_panel(count, channels, a, g.v_block, b, to, g.m_block, c, shift(b, g.u_xi), far, kind)
+
+
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
@@ -313,41 +427,25 @@ def forward_range(t, threads, table, chunk, kind):
     turned = rows + g.rows_bytes
     vectors = turned + g.turned_bytes
     tiles = vectors + g.vectors_bytes
+    u = tiles + g.integers_bytes
     far, runs = pointer(tiles + 32 * 8, table), pointer(tiles + 64 * 8, table)
-    weights = pointer(g.weights, kind)
     total = g.batch * g.tile_rows * g.tile_columns
-    items, steps = g.blocks * g.groups * g.k_parts, pass_length(g.group_inputs, lanes)
+    items = g.blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
         rest, part = item // g.k_parts, item % g.k_parts
         block, group = rest // g.groups, rest % g.groups
         start, end = total * block // g.blocks, total * (block + 1) // g.blocks
         transform_block(g, kind, table, tiles, slab, v, start, end, group)
-        count = end - start
-        k1 = g.k_blocks * (part + 1) // g.k_parts
-        for k in range(g.k_blocks * part // g.k_parts, k1, g.k_group):
-            k_end = min(k1, k + g.k_group)
-            first, panels = group * g.group_outputs + k * width, g.products * (k_end - k)
-            outputs = min((k_end - k) * width, g.group_outputs - k * width)
+        k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
+        for k in range(k_first, k_last, g.k_group):
+            k_end = min(k_last, k + g.k_group)
             aim(far, g.scratch, 0, 0, 0, 1, 1)
-            if g.fetch_input != 0 and g.x_w == 1 and end < total:
-                k0 = g.k_blocks * part // g.k_parts
-                done, parts = (k - k0) // g.k_group, -(-(k1 - k0) // g.k_group)
-                aim_at_input(g, table, far, steps, end, min(total, end + count), group, done, parts)
-            calls = -(-count // TILE_ROWS) * -(-g.group_inputs // steps)  # of a panel
-            aiming = max(0, panels - 1 - outputs // calls) if g.out_w == 1 else panels
-            for panel in range(panels):
-                xi, kb = panel // (k_end - k), k + panel % (k_end - k)
-                if panel == aiming:
-                    aim_at_output(g, far, steps, start, end, first, outputs)
-                a = pointer(v + xi * g.v_xi * g.itemsize, kind)
-                b = shift(weights, panel_at(g, group, kb, xi, width))
-                c = pointer(m + (xi * g.m_xi + (kb - k) * 2 * g.m_block) * g.itemsize, kind)
-                after = panel_at(g, group, kb + 1, xi, width)
-                if kb + 1 == k_end:
-                    after = panel_at(g, group, k, xi + 1, width)
-                    if xi + 1 == g.products:
-                        after = panel_at(g, group, k_end % g.k_blocks, 0, width)
-                multiply_panel(count, g.group_inputs, a, g.v_block, b, c, g.m_block, shift(weights, after), far, kind)
+            if g.chunk != 0:
+                multiply_once(g, kind, table, tiles, v, m, u, far, end - start, group, k)
+            else:
+                multiply_packed(g, kind, table, v, m, far, start, end, group, k, k_end, k_first, k_last)
+            first = group * g.group_outputs + k * width
+            outputs = min((k_end - k) * width, g.group_outputs - k * width)
             for i in range(0, outputs, lanes):
                 source, channels = m + i // lanes * g.m_block * g.itemsize, min(lanes, outputs - i)
                 write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first + i, channels)
@@ -360,22 +458,34 @@ def _padded(source: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
+def _taps(w: np.ndarray) -> Taps:
+    """Of weights (groups, K/groups, C/groups, 1, R, S)."""
+    g, k, c, _, r, s = (stride // w.itemsize for stride in w.strides)
+    step = _tap_step(w.shape[4:], (r, s))
+    together = step == 1 and (c == w.shape[4] * w.shape[5] or w.shape[2] == 1)
+    return Taps(g, k, c, r, s, w.shape[5], step, int(together))
+
+
 @lru_cache(maxsize=256)
-def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
-    """The constant part of a Layout, and the arrays whose addresses are in it."""
-    p = plan(f, c, itemsize, threads, columns(itemsize))
+def _prepare(
+    f: Variant, c: Correlation, itemsize: int, threads: int, taps: Taps | None = None
+) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    """The constant part of a Layout, and the arrays whose addresses are in it; ``taps``: of weights not packed."""
+    p = plan(f, c, itemsize, threads, columns(itemsize), taps is not None)
     dtype, variant = np.dtype(f"f{itemsize}"), VARIANTS.index(f)
     _, height, width = c.axes
     source_h = _padded(height.source, p.tile_rows * f.rows[0] + f.rows[1])
     segments, segment_count = progressions(_padded(width.source, p.tile_columns * f.columns[0] + f.columns[1]))
     fixed = (
-        p.thread_bytes, *p.scratch[:6],
+        p.thread_bytes, *p.scratch[:7],
         address(source_h), address(segments), segment_count,
         compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
-        f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products,
+        compiled(weight_tiles, dtype, variant),
+        f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products, f.taps,
         c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         p.tile_rows, p.tile_columns, p.strip, p.blocks,
-        p.k_parts, p.k_group, p.k_blocks, p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, itemsize,
+        p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, *(taps or (0,) * len(Taps._fields)), p.u_group,
+        p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, itemsize,
     )  # fmt: skip
     return fixed, (source_h, segments)
 
@@ -389,19 +499,22 @@ class Weights(NamedTuple):
     w: int
     groups: int
     outputs: int  # of a group
-    inputs: int
+    group_inputs: int
     rows: int
-    columns: int
-    w_g: int
+    w_g: int  # from here on as in Taps
     w_k: int
     w_c: int
     w_r: int
     w_s: int
-    tap_step: int  # from one tap to the next in w where that is 1 or -1 throughout, else 0
+    columns: int
+    tap_step: int
+    together: int
     packed: int
     gathered: int  # thread t's begins at gathered + t * gathered_bytes
     gathered_bytes: int
     products: int
+    k_blocks: int
+    u_group: int
     transform: int  # address of code
     itemsize: int
 
@@ -411,43 +524,32 @@ _WEIGHT_FIELDS = len(Weights._fields)
 
 @jit
 def pack_range(t, threads, table, chunk, kind):
-    """Share ``t`` of transforming the weights: vectors of output channels."""
+    """Share ``t`` of packing the weights, vectors of output channels: U, or for ``multiply_once``
+
+    [group][column of outputs][half of the column][c][tap][lane]
+    """
     g = Weights(*unpack(table, _WEIGHT_FIELDS))
     lanes, size = vector_lanes(kind), g.itemsize
     width, taps = 2 * lanes, g.rows * g.columns
-    k_blocks = -(-g.outputs // width)
     mine = g.gathered + t * g.gathered_bytes
     gathered = pointer(mine, kind)
     tiles = mine + PACK_CHANNELS * taps * lanes * size
     a = pointer(tiles, table)
     store(a, 2, taps * lanes)
     store(a, 5, width)
-    store(a, 6, g.inputs * width)
-    items = g.groups * k_blocks * 2
+    items = g.groups * g.k_blocks * 2
     for item in range(items * t // threads, items * (t + 1) // threads):
         block, half = item // 2, item % 2
-        group, first = block // k_blocks, block % k_blocks * width + half * lanes
+        group, first = block // g.k_blocks, block % g.k_blocks * width + half * lanes
         outputs = max(0, min(lanes, g.outputs - first))
-        to = g.packed + (block * g.products * g.inputs * width + half * lanes) * size
-        for c0 in range(0, g.inputs, PACK_CHANNELS):
-            count = min(PACK_CHANNELS, g.inputs - c0)
-            if outputs < lanes:
-                zero(gathered, count * taps * lanes)
-            for c in range(count):
-                source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + (c0 + c) * g.w_c)
-                target = shift(gathered, c * taps * lanes)
-                if outputs == 0:
-                    continue
-                if g.tap_step > 0:
-                    transpose(lanes, source, g.w_k, target, lanes, outputs, taps)
-                elif g.tap_step < 0:
-                    last = shift(target, (taps - 1) * lanes)
-                    transpose(lanes, shift(source, 1 - taps), g.w_k, last, -lanes, outputs, taps)
-                else:
-                    for tap in range(taps):
-                        where = tap // g.columns * g.w_r + tap % g.columns * g.w_s
-                        for k in range(outputs):
-                            store(target, tap * lanes + k, load(source, where + k * g.w_k))
+        column = block % g.k_blocks
+        start = panel_at(g, group, column, 0, width)
+        to = g.packed + (start + half * lanes) * size
+        store(a, 6, panel_at(g, group, column, 1, width) - start)
+        for c0 in range(0, g.group_inputs, PACK_CHANNELS):
+            count = min(PACK_CHANNELS, g.group_inputs - c0)
+            source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + c0 * g.w_c)
+            gather_taps(g, taps, lanes, source, gathered, outputs, count)
             store(a, 0, count)
             store(a, 1, mine)
             store(a, 4, to + c0 * width * size)
@@ -459,12 +561,13 @@ THREAD_ELEMENTS = 1 << 14  # weights that pay for another thread
 
 @lru_cache(maxsize=256)
 def _bind(
-    f: Variant, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, gathered_bytes: int, threads: int
-) -> Bound:
-    """The packing of weights with this shape and these strides (in elements)."""
+    f: Variant, shape: tuple[int, ...], taps: Taps, dtype: np.dtype, gathered_bytes: int, k_blocks: int, u_group: int,
+    threads: int,
+) -> Bound:  # fmt: skip
+    """The packing of weights of this shape and with these strides."""
     fields = (
-        0, *shape[:3], *shape[4:], *strides[:3], *strides[4:], _tap_step(shape[3:], strides[3:]), 0, 0,
-        gathered_bytes, f.products, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
+        0, *shape[:3], shape[4], *taps, 0, 0, gathered_bytes,
+        f.products, k_blocks, u_group, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
     )  # fmt: skip
     places = tuple(Weights._fields.index(name) for name in ("w", "packed", "gathered"))
     return Bound(pack_range, KIND[dtype], threads, Weights._make(fields), places)
@@ -478,13 +581,24 @@ def _pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, 
     packed = scratch.take(p.packed, w.dtype) if scratch else aligned_empty(p.packed, w.dtype)
     gathered = scratch.take(nbytes, held) if scratch else aligned_empty(nbytes, held)
     if packed.size:
-        strides = tuple(stride // w.itemsize for stride in w.strides)
-        _bind(f, w.shape, strides, w.dtype, p.gathered_bytes, threads)(address(w), address(packed), address(gathered))
+        bound = _bind(f, w.shape, _taps(w), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, threads)
+        bound(address(w), address(packed), address(gathered))
     return packed
 
 
+@lru_cache(maxsize=256)
+def _made(f: Variant, c: Correlation, itemsize: int, threads: int, taps: Taps) -> Prepare | None:
+    chunk = plan(f, c, itemsize, c.useful_threads(threads), columns(itemsize), True).chunk
+    return partial(_prepare, f, taps=taps) if chunk else None
+
+
+def _unpacked(f: Variant, c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Prepare | None:
+    """``_prepare`` for weights of one call, which blocks transform as they need them; None where that is too often."""
+    return _made(f, c, w.itemsize, threads, _taps(w))
+
+
 def _variant(f: Variant) -> EntryPoints:
-    return entry_points(partial(_pack, f), forward_range, partial(_prepare, f))
+    return entry_points(partial(_pack, f), forward_range, partial(_prepare, f), unpacked=partial(_unpacked, f))
 
 
 f2x2_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(_variant, VARIANTS)

@@ -6,7 +6,12 @@ three steps stays in the L2 cache, and so that the transformed weights U, stream
     slab  padded input rows under the block, a vector of channels        [row][column][lane]
     V     transformed input                            [ξ][c // lanes][tile][c % lanes]
     M     products for ``k_group`` tile columns of output channels        [ξ][k // lanes][tile][k % lanes]
-    U     transformed weights                            [group][k block][ξ][c][COLUMNS]
+    U     transformed weights                   [group][k // u_group][ξ][k block][c][COLUMNS], in order of use
+
+Weights that serve one call, where each thread has one block and U would go through L3, are read as they are: a block
+transforms ``CHUNK_BYTES`` of U, some input channels of a tile column, just before it multiplies them. Two threads, µs,
+after and before: 256 channels of 14x14 567 and 775, 512 of 7x7 (F(2x2)) 1040 and 1330, 512 of 14x14 2070 and 2910.
+With plans U is faster (334 us and 450 for the first), even where it comes from memory.
 """
 
 from __future__ import annotations
@@ -49,14 +54,17 @@ class Plan:
     k_parts: int
     k_group: int  # tile columns of output channels multiplied before their outputs are transformed
     k_blocks: int
+    chunk: int  # input channels whose U is made at once, just before its use; 0: U is packed
+    u_xi: int
+    u_group: int  # tile columns whose U of one ξ are neighbours: the k_group of one thread
     slab_columns: int
     v_block: int  # elements from one vector of channels to the next
     v_xi: int
     m_block: int
     m_xi: int
     fetch_input: bool
-    scratch: tuple[int, int, int, int, int, int, int]  # slab, V, M, output rows, turned, vectors, integers
-    packed: int  # elements of U
+    scratch: tuple[int, int, int, int, int, int, int, int]  # slab, V, M, output rows, turned, vectors, integers, chunk
+    packed: int  # elements of U; 0 where a chunk at a time is made
     gathered_bytes: int  # of taps and a few numbers, while one thread packs U
 
     @property
@@ -70,13 +78,16 @@ L3_PRODUCTS = 64 * 36  # of a block whose V does not
 SMALL_L2 = 1 << 20  # an L2 cache below this is small
 SMALL_L3_PRODUCTS = 32 * 36
 L2_V_BYTES = 768 << 10  # of V in L2, and no more than three quarters of it
+ONCE_BLOCKS = 1  # of tiles, a thread's; with 2, 5x5 kernels take a quarter longer
+ONCE_BYTES = 1 << 20  # of U, more than stays in L2 beside V
+CHUNK_BYTES = 600 << 10
 V_BYTES = 6 << 20  # of V and M at most: with them a thread needs less than 16 MiB
 M_BYTES = 8 << 20
 
 
 @lru_cache(maxsize=256)
-def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int = 0) -> Plan:
-    """Plan for tiles of ``columns`` elements (0: the widest of any CPU)."""
+def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int = 0, once: bool = False) -> Plan:
+    """Plan for tiles of ``columns`` elements (0: the widest of any CPU); ``once``: for weights that serve one call."""
     widest = MAX_COLUMN_BYTES // itemsize
     width = columns or widest
     lanes, line = width // TILE_VECTORS, LINE_BYTES // itemsize
@@ -90,13 +101,18 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     if k_parts == 1 and blocks * c.groups < 16 * threads:
         blocks = min(total, round_up(blocks, threads))
     tiles = -(-total // blocks)
-    k_group = min(group * (widest // width), -(-k_blocks // k_parts))
+    u_group = min(group * (widest // width), k_blocks)
+    packed = f.products * c.groups * (k_blocks * c.group_inputs * width + -(-k_blocks // u_group) * line)
+    chunk = 0
+    if once and blocks <= ONCE_BLOCKS * threads and packed * itemsize > ONCE_BYTES:
+        held = max(lanes, CHUNK_BYTES // (f.products * MAX_COLUMN_BYTES) // lanes * lanes)
+        chunk, u_group, packed = min(round_up(c.group_inputs, lanes), held), 1, 0
+    k_group, u_xi = min(u_group, -(-k_blocks // k_parts)), chunk * width + line
     rows = min(tile_rows, -(-tiles // strip) + 1)
     slab_columns = strip * f.columns[0] + f.columns[1] - 1
     v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
     v_xi, m_xi = channels // lanes * v_block + line, k_group * TILE_VECTORS * m_block + line
     positions = f.rows[0] * strip * f.columns[0]
-    packed = c.groups * k_blocks * f.products * c.group_inputs * width
     elements = total * f.outputs * (c.in_channels + c.out_channels)  # of the images
     return Plan(
         tile_rows,
@@ -106,6 +122,9 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         k_parts,
         k_group,
         k_blocks,
+        chunk,
+        u_xi,
+        u_group,
         slab_columns,
         v_block,
         v_xi,
@@ -120,6 +139,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
             aligned(round_up(positions, lanes) * lanes * itemsize),
             aligned(4 * lanes * itemsize),
             aligned((64 + tiles + MAX_TILE_ROWS + 4 * f.rows[0]) * 8),
+            aligned((f.products * u_xi + chunk * f.taps * width) * itemsize) if chunk else 0,
         ),
         packed,
         aligned(PACK_CHANNELS * f.taps * lanes * itemsize + 32 * 8),
@@ -162,8 +182,10 @@ def _block(f: Variant, c: Correlation, itemsize: int, total: int, strip: int, th
 
 
 def _bytes(f: Variant, c: Correlation, itemsize: int, threads: int) -> int:
-    p = plan(f, c, itemsize, c.useful_threads(threads))
-    return aligned(p.packed * itemsize) + threads * (p.thread_bytes + p.gathered_bytes)
+    threads = c.useful_threads(threads)
+    p, once = plan(f, c, itemsize, threads), plan(f, c, itemsize, threads, once=True)
+    unprepared = aligned(once.packed * itemsize) + threads * (once.thread_bytes + once.gathered_bytes)
+    return max(threads * p.thread_bytes, unprepared)
 
 
 class Workspaces(NamedTuple):

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from fastconv.kernels import reference
+from fastconv.kernels.cpu import winograd, winograd_blocking
+from fastconv.kernels.cpu.blocking import correlation
+from fastconv.kernels.cpu.bound import bind
 from fastconv.kernels.cpu.panels import PASS
 from fastconv.kernels.winograd_matrices import VARIANTS
 from fastconv.problem import conv_problem
@@ -195,3 +198,32 @@ def test_padding_that_counts_down_to_the_first_column_ends_there(row):
     x[...] = 1
     out = run(row, p, x, np.ones((1, 1, 3, 3), np.float32))
     np.testing.assert_allclose(out, 9, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["winograd_f2x2_3x3", "winograd_f4x4_3x3", "winograd_f2x2_5x5", "winograd_f4_3"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, monkeypatch):
+    """Each block transforms them as it needs them; at guard pages, in every order of memory."""
+    monkeypatch.setattr(winograd_blocking, "ONCE_BYTES", 0)
+    variant = BY_NAME[name.removeprefix("winograd_")]
+    monkeypatch.setattr(winograd_blocking, "CHUNK_BYTES", 20 * 128 * variant.products)
+    planning = (winograd_blocking.plan, winograd._prepare, winograd._made, bind)
+    for cached in planning:
+        cached.cache_clear()
+    row = next(r for r in FORWARD if r.device == "cpu" and r.algorithm == name)
+    kernel = variant.kernel if variant.kernel[0] > 1 else variant.kernel[1:]
+    shapes = (1, 53 * groups, *(10, 14)[: len(kernel)]), (43 * groups, 53, *kernel)
+    p = conv_problem("conv", len(kernel), *shapes, padding=1, groups=groups)
+    x, w = (a.astype(np.float32) for a in draws(p))
+    g = p.geometry
+    assert 0 < winograd_blocking.plan(variant, correlation(g), 4, 1, once=True).chunk < 53
+    out, packed = np.empty(g.output_shape, np.float32), resolve(row.prepare)(g, w)
+    workspace = np.empty(row.workspace_bytes(p, 1), np.uint8)
+    resolve(row.target)(g, x, w, None, None, out, packed=packed, workspace=workspace)
+    for threads in (1, 2, 5):
+        assert np.array_equal(run(row, p, at_the_edge(x), at_the_edge(w), threads=threads), out)
+    backwards, exchanged = w[..., ::-1].copy()[..., ::-1], w.swapaxes(0, 1).copy().swapaxes(0, 1)
+    for view in (backwards, exchanged, np.asfortranarray(w)):
+        assert np.array_equal(run(row, p, x, view), out)
+    for cached in planning:
+        cached.cache_clear()
