@@ -584,10 +584,9 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
     """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
     width = WIDTH * simd.lanes(w.itemsize)
     by_pixel, by_channel = packed_sizes(c, w.itemsize, width)
+    if not c.taps:  # not in the workspace, where only kernels may write: see ``repeat``
+        return np.zeros(by_pixel + by_channel, w.dtype)
     packed = scratch.take(by_pixel + by_channel, w.dtype) if scratch else aligned_empty(by_pixel + by_channel, w.dtype)
-    if not c.taps:
-        packed[...] = 0
-        return packed
     w_g, w_k, *steps = (stride // w.itemsize for stride in w.strides)
     offsets = _offsets(c, tuple(steps))
     fields = (
