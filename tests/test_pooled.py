@@ -182,6 +182,22 @@ def test_later_convolutions_use_their_own_arrays(algorithm: str) -> None:
                 arrays[changed] = form(arrays[changed])
                 got = fc.conv2d(*arrays, padding=1, algorithm=algorithm)
                 np.testing.assert_array_equal(got, want)
+                out = form(np.full_like(want, np.nan))
+                if out.flags.writeable:
+                    np.testing.assert_array_equal(fc.conv2d(*arrays, padding=1, algorithm=algorithm, out=out), want)
         (ready,) = (kept for kept in ready_calls.values() if kept.repeats)
         assert any(ready.repeats.values())
         assert len(ready.repeats) <= call_module.REPEATS
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "depthwise", "direct_planar"])
+def test_later_convolutions_find_any_workspace(algorithm: str) -> None:
+    """Nothing that an earlier call left in the shared workspace is used; here outputs that no tap of w reaches."""
+    x, w = images()[:, :, :5, :5], np.ones((3, 1, 1, 2), np.float32)
+    call = partial(fc.conv_transpose2d, np.ascontiguousarray(x), w, stride=3, groups=3)
+    want = call(algorithm="reference")
+    other = np.full((1, 32, 40, 40), np.nan, np.float32)
+    for _ in range(3):
+        np.testing.assert_array_equal(call(algorithm=algorithm), want)
+        for name in ("direct", "im2col"):
+            fc.conv2d(other, np.full((32, 32, 3, 3), np.nan, np.float32), algorithm=name)
