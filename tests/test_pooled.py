@@ -201,3 +201,17 @@ def test_later_convolutions_find_any_workspace(algorithm: str) -> None:
         np.testing.assert_array_equal(call(algorithm=algorithm), want)
         for name in ("direct", "im2col"):
             fc.conv2d(other, np.full((32, 32, 3, 3), np.nan, np.float32), algorithm=name)
+
+
+def test_arrays_that_lie_in_each_other_are_told_apart() -> None:
+    """Weights between the numbers of a strided x: their address is one of x's, too."""
+    rng = np.random.default_rng(3)
+    memory = rng.standard_normal((1, 4, 12, 24), np.float32)
+    x = memory[..., ::2]
+    w = memory.reshape(-1)[24 : 24 + 4 * 4 * 9].reshape(4, 4, 3, 3)
+    fc.conv2d(x, w, padding=1)
+    fc.conv2d(x, w, padding=1)
+    another, apart = rng.standard_normal(memory.shape, np.float32)[..., ::2], np.ones_like(w)
+    expected = fc.conv2d(np.ascontiguousarray(another), apart, padding=1)
+    for _ in range(2):
+        np.testing.assert_allclose(fc.conv2d(another, apart, padding=1), expected, rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ an output, a kernel's Python half writes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,12 +34,15 @@ class Repeat:
 
 def repeat(run: Callable[..., None], x: np.ndarray, w: np.ndarray, y: np.ndarray, *others: np.ndarray) -> Repeat | None:
     """What ``run(x, w, y, *others)`` does, made repeatable; None where it does more than launch kernels on these
-    arrays (the others may also be left alone)."""
+    arrays (the others may also be left alone), or where these lie in each other, so that places do not tell whose they
+    are."""
     arrays = (x, w, y, *others)
     launches = record(lambda *_: run(*arrays), x, w, y, kept=others)
     if launches is None:
         return None
-    spans = [span(a) for a in arrays]
+    spans = [span(a) if a.size else (0, 0) for a in arrays]
+    if any(low < before for (_, before), (low, _) in pairwise(sorted(spans))):
+        return None
 
     def place(where: int) -> Place:
         i = next((i for i, (low, high) in enumerate(spans) if low <= where < high), len(arrays))
