@@ -99,6 +99,8 @@ class Workspace:
     def take(self, shape: Sequence[int] | int, dtype: np.dtype) -> np.ndarray:
         nbytes = (shape if isinstance(shape, int) else math.prod(shape)) * dtype.itemsize
         start, self.used = self.used, self.used + -(-nbytes // 64) * 64
+        if start + nbytes > self.memory.size:
+            raise ValueError(f"workspace: at least {start + nbytes} bytes needed, got {self.memory.size}")
         taken = self.memory[start : start + nbytes].view(dtype)
         return taken if isinstance(shape, int) else taken.reshape(shape)
 

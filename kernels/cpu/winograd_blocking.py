@@ -181,11 +181,9 @@ def _block(f: Variant, c: Correlation, itemsize: int, total: int, strip: int, th
     return tiles, k_group, k_parts
 
 
-def _bytes(f: Variant, c: Correlation, itemsize: int, threads: int) -> int:
-    threads = c.useful_threads(threads)
-    p, once = plan(f, c, itemsize, threads), plan(f, c, itemsize, threads, once=True)
-    unprepared = aligned(once.packed * itemsize) + threads * (once.thread_bytes + once.gathered_bytes)
-    return max(threads * p.thread_bytes, unprepared)
+def _bytes(f: Variant, c: Correlation, itemsize: int, threads: int, once: bool) -> int:
+    p = plan(f, c, itemsize, c.useful_threads(threads), once=once)
+    return aligned(p.packed * itemsize) + threads * (p.thread_bytes + p.gathered_bytes)
 
 
 class Workspaces(NamedTuple):
@@ -194,10 +192,12 @@ class Workspaces(NamedTuple):
     variant: Variant
 
     def forward(self, geometry: ConvGeometry, itemsize: int, threads: int) -> int:
-        return _bytes(self.variant, correlation(geometry), itemsize, threads)
+        c = correlation(geometry)
+        prepared = threads * plan(self.variant, c, itemsize, c.useful_threads(threads)).thread_bytes
+        return max(prepared, _bytes(self.variant, c, itemsize, threads, True))
 
     def grad_input(self, geometry: ConvGeometry, itemsize: int, threads: int) -> int:
-        return phase_bytes(geometry, itemsize, threads, lambda c: _bytes(self.variant, c, itemsize, threads))
+        return phase_bytes(geometry, itemsize, threads, lambda c: _bytes(self.variant, c, itemsize, threads, False))
 
 
 f2x2_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(Workspaces, VARIANTS)

@@ -225,5 +225,7 @@ def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, monkeypatch):
     backwards, exchanged = w[..., ::-1].copy()[..., ::-1], w.swapaxes(0, 1).copy().swapaxes(0, 1)
     for view in (backwards, exchanged, np.asfortranarray(w)):
         assert np.array_equal(run(row, p, x, view), out)
+    back = next(r for r in ROWS if r.target == row.target.replace(".forward", ".grad_input"))
+    check_row(back, replace(p, direction="grad_input"), rng=np.random.default_rng(0), empty=guarded)
     for cached in planning:
         cached.cache_clear()
