@@ -108,7 +108,7 @@ COSTS: dict[str, dict[str, float]] = {
         "entered": 4.96e-09,
         "entered, spilled": 2.25e-09,
         "left, spilled": 1.94e-10,
-        "made": 1.5e-10,
+        "made": 1.31e-10,
         "moved": 3.3e-11,
         "prepared": 2.43e-10,
         "prepared call": 7.9e-05,
