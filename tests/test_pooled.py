@@ -185,3 +185,15 @@ def test_later_convolutions_use_their_own_arrays(algorithm: str) -> None:
         (ready,) = (kept for kept in ready_calls.values() if kept.repeats)
         assert any(ready.repeats.values())
         assert len(ready.repeats) <= call_module.REPEATS
+
+
+def test_convolutions_of_arrays_that_shared_memory_once() -> None:
+    """What is launched again is told apart by array, also where two were one when it was noted."""
+    x, w = (np.random.default_rng(seed).integers(-4, 5, (4, 4, 3, 3)).astype(np.float32) for seed in (1, 2))
+    for bias in (None, x.reshape(-1)[:4], w.reshape(-1)[2:6]):
+        fc.cache_clear()
+        for _ in range(3):
+            fc.conv2d(x, x, bias, padding=1)
+        other = None if bias is None else bias + 1
+        found = fc.conv2d(x, w, other, padding=1)
+        np.testing.assert_array_equal(found, fc.conv2d(x, w, other, padding=1, algorithm="reference"))
