@@ -22,12 +22,11 @@ from .arrays import (
     empty,
     float_dtype,
     intake,
-    on_device,
     overlaps,
     restore,
     same_kind,
 )
-from .autograd import array_module
+from .autograd import array_module, on_device
 from .dispatch import (
     Settled,
     cached_problem,
@@ -233,22 +232,31 @@ class ReadyConv:
     def __call__(self, x: Any, w: Any, bias: Any, out: Any = None) -> Any:
         lay = self.lay
         if self.plain and out is None:
-            y, workspace = np.empty(self.shape, self.dtype), shared_workspace(self.nbytes)
-            arrays = (x, w, y, workspace) if bias is None else (x, w, y, workspace, bias)
-            strides = (x.strides, w.strides, bias is None or bias.strides)
-            again = self.repeats.get(strides)
-            if again and x.flags.aligned and w.flags.aligned and (bias is None or bias.flags.aligned):
-                again(*arrays)
-                return y
-            if again is None and len(self.repeats) < REPEATS:
-                self.repeats[strides] = self._repeat(*arrays) or False
-            self.kernel(x, w, bias, None, y, workspace=workspace)
+            y = np.empty(self.shape, self.dtype)
+            self._run(x, w, bias, y)
             return y
         output = Output(lay, out, x, self.shape, x, w, bias)
+        if self.on_cpu:
+            self._run(lay.view("x", x), w, bias, output.target)
+            return output.result()
         with on_device(x):
-            scratch = shared_workspace(self.nbytes) if self.on_cpu else device_workspace(x, self.nbytes)
+            scratch = device_workspace(x, self.nbytes)
             self.kernel(lay.view("x", x), w, bias, None, output.target, workspace=scratch)
         return output.result()
+
+    def _run(self, x: Any, w: Any, bias: Any, y: Any) -> None:
+        """The kernel on NumPy's arrays, by what is known of a call with their strides."""
+        workspace = shared_workspace(self.nbytes)
+        arrays = (x, w, y, workspace) if bias is None else (x, w, y, workspace, bias)
+        strides = (x.strides, w.strides, y.strides, bias is None or bias.strides)
+        again = self.repeats.get(strides)
+        aligned = x.flags.aligned and w.flags.aligned and y.flags.aligned and (bias is None or bias.flags.aligned)
+        if again and aligned:
+            again(*arrays)
+            return
+        if again is None and len(self.repeats) < REPEATS:
+            self.repeats[strides] = self._repeat(*arrays) or False
+        self.kernel(x, w, bias, None, y, workspace=workspace)
 
     def _repeat(self, *arrays: Any) -> Any:
         """The launches of a call with these arrays, to be made again; None where it does more."""

@@ -182,18 +182,36 @@ def test_later_convolutions_use_their_own_arrays(algorithm: str) -> None:
                 arrays[changed] = form(arrays[changed])
                 got = fc.conv2d(*arrays, padding=1, algorithm=algorithm)
                 np.testing.assert_array_equal(got, want)
+                out = form(np.full_like(want, np.nan))
+                if out.flags.writeable:
+                    np.testing.assert_array_equal(fc.conv2d(*arrays, padding=1, algorithm=algorithm, out=out), want)
         (ready,) = (kept for kept in ready_calls.values() if kept.repeats)
         assert any(ready.repeats.values())
         assert len(ready.repeats) <= call_module.REPEATS
 
 
-def test_convolutions_of_arrays_that_shared_memory_once() -> None:
-    """What is launched again is told apart by array, also where two were one when it was noted."""
-    x, w = (np.random.default_rng(seed).integers(-4, 5, (4, 4, 3, 3)).astype(np.float32) for seed in (1, 2))
-    for bias in (None, x.reshape(-1)[:4], w.reshape(-1)[2:6]):
-        fc.cache_clear()
-        for _ in range(3):
-            fc.conv2d(x, x, bias, padding=1)
-        other = None if bias is None else bias + 1
-        found = fc.conv2d(x, w, other, padding=1)
-        np.testing.assert_array_equal(found, fc.conv2d(x, w, other, padding=1, algorithm="reference"))
+@pytest.mark.parametrize("algorithm", ["direct", "depthwise", "direct_planar"])
+def test_later_convolutions_find_any_workspace(algorithm: str) -> None:
+    """Nothing that an earlier call left in the shared workspace is used; here outputs that no tap of w reaches."""
+    x, w = images()[:, :, :5, :5], np.ones((3, 1, 1, 2), np.float32)
+    call = partial(fc.conv_transpose2d, np.ascontiguousarray(x), w, stride=3, groups=3)
+    want = call(algorithm="reference")
+    other = np.full((1, 32, 40, 40), np.nan, np.float32)
+    for _ in range(3):
+        np.testing.assert_array_equal(call(algorithm=algorithm), want)
+        for name in ("direct", "im2col"):
+            fc.conv2d(other, np.full((32, 32, 3, 3), np.nan, np.float32), algorithm=name)
+
+
+def test_arrays_that_lie_in_each_other_are_told_apart() -> None:
+    """Weights between the numbers of a strided x: their address is one of x's, too."""
+    rng = np.random.default_rng(3)
+    memory = rng.standard_normal((1, 4, 12, 24), np.float32)
+    x = memory[..., ::2]
+    w = memory.reshape(-1)[24 : 24 + 4 * 4 * 9].reshape(4, 4, 3, 3)
+    fc.conv2d(x, w, padding=1)
+    fc.conv2d(x, w, padding=1)
+    another, apart = rng.standard_normal(memory.shape, np.float32)[..., ::2], np.ones_like(w)
+    expected = fc.conv2d(np.ascontiguousarray(another), apart, padding=1)
+    for _ in range(2):
+        np.testing.assert_allclose(fc.conv2d(another, apart, padding=1), expected, rtol=1e-5, atol=1e-5)

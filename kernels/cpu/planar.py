@@ -44,7 +44,8 @@ from .phases import entry_points
 from .planar_blocking import Joined, joined_phases, planar_forward
 from .planar_phases import pack_phases, phase_constants, phases_range
 from .planar_slab import FIELDS, Layout, constants, pack_planes
-from .simd import PIXEL_ROWS, keep_whole, load, pointer, shift, transpose_part, transpose_square, unpack, vector_lanes
+from .simd import keep_whole, load, pointer, shift, transpose_part, transpose_square, unpack, vector_lanes
+from .tiles import PIXEL_ROWS
 from .weights import pack_rows
 
 

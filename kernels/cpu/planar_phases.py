@@ -38,7 +38,8 @@ from .epilogue import RELU6, finish
 from .gemm import multiply_pixels, zero
 from .planar_blocking import Joined, PlanarForward
 from .planar_slab import FIELDS, Layout, constants, pack_planes
-from .simd import PIXEL_ROWS, keep_whole, load, pointer, prefetch_write, shift, store, unpack, vector_lanes
+from .simd import keep_whole, load, pointer, prefetch_write, shift, store, unpack, vector_lanes
+from .tiles import PIXEL_ROWS
 from .vector import interleaved_high, interleaved_low, store_first
 from .vector import load as load_vector
 from .weights import pack_rows

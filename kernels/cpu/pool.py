@@ -49,9 +49,9 @@ from .simd import lanes
 
 Array = NDArray[Any]
 
-SERIAL_BYTES = 3 << 19
-"""Below this many bytes read and written one thread is used: waking the second takes 17 µs. 0.5 MB took one thread
-8 µs and two 22, 1.2 MB 37 and 36, 2 MB 40 and 33."""
+SERIAL_BYTES = 1 << 20
+"""Below this many bytes read and written one thread is used: 0.5 MB took one thread 12.6 µs and two 11.3, 1.2 MB 40 and
+25, where the second waits for work; to wake it takes 40 µs and more."""
 
 
 # --- the contract's functions ---

@@ -429,6 +429,15 @@ def _some(take, join, x, i, n, empty):
 
 
 @inlined
+def _small_plane(take, join, x, i, n, empty):
+    """A plane of at most four vectors reduced to one, without a loop: the masks are those of every such plane."""
+    lanes, none = lane_count(x), splat(x, empty)
+    low = take(load_within(x, i, lanes, n, empty), take(load_within(x, i, 0, n, empty), none))
+    high = take(load_within(x, i, 3 * lanes, n, empty), take(load_within(x, i, 2 * lanes, n, empty), none))
+    return join(high, low)
+
+
+@inlined
 def _plane(take, join, x, i, n, empty):
     """A plane reduced to one vector."""
     block = 4 * PARTIAL * lane_count(x)
@@ -444,15 +453,23 @@ def _planes(take, join, across, across_each, root, fill, t, threads, table, kind
     x, y, buffer = pointer(f.x, kind), pointer(f.y, kind), scratch(kind)
     lanes, empty = lane_count(x), number(x, fill)
     by, inverse = splat(x, number(x, from_bits(f.divisor))), splat(x, number(x, from_bits(f.inverse)))
-    p, last = f.rows * t // threads, f.rows * (t + 1) // threads
+    p, last, small = f.rows * t // threads, f.rows * (t + 1) // threads, f.plane_size <= 4 * lanes
     while p + lanes <= last:
-        for i in range(lanes):
-            store(buffer, i * lanes, _plane(take, join, x, (p + i) * f.plane_size, f.plane_size, empty))
+        if small:
+            for i in range(lanes):
+                store(buffer, i * lanes, _small_plane(take, join, x, (p + i) * f.plane_size, f.plane_size, empty))
+                keep_rolled()
+        else:
+            for i in range(lanes):
+                store(buffer, i * lanes, _plane(take, join, x, (p + i) * f.plane_size, f.plane_size, empty))
         store(y, p, finished(across_each(buffer, 0), by, inverse, f.divide, root))
         p += lanes
     while p < last:
-        result = splat(x, across(_plane(take, join, x, p * f.plane_size, f.plane_size, empty)))
-        store_first(y, p, finished(result, by, inverse, f.divide, root), 1)
+        if small:
+            result = _small_plane(take, join, x, p * f.plane_size, f.plane_size, empty)
+        else:
+            result = _plane(take, join, x, p * f.plane_size, f.plane_size, empty)
+        store_first(y, p, finished(splat(x, across(result)), by, inverse, f.divide, root), 1)
         p += 1
 
 

@@ -2,12 +2,14 @@
 
 What a call launches, and where in its arrays, follows from their shapes and strides. Noted once (``sequence.record``),
 a further call only adds those places to its own arrays' addresses, and skips the Python that every launch otherwise
-takes to find how it was bound.
+takes to find how it was bound. What NumPy would do again in the given arrays goes unnoticed: in a workspace, and in
+an output, a kernel's Python half writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,12 +34,15 @@ class Repeat:
 
 def repeat(run: Callable[..., None], x: np.ndarray, w: np.ndarray, y: np.ndarray, *others: np.ndarray) -> Repeat | None:
     """What ``run(x, w, y, *others)`` does, made repeatable; None where it does more than launch kernels on these
-    arrays (the others may also be left alone)."""
+    arrays (the others may also be left alone), or where these lie in each other, so that places do not tell whose they
+    are."""
     arrays = (x, w, y, *others)
     launches = record(lambda *_: run(*arrays), x, w, y, kept=others)
     if launches is None:
         return None
-    spans = [span(a) for a in arrays]
+    spans = [span(a) if a.size else (0, 0) for a in arrays]
+    if any(low < before for (_, before), (low, _) in pairwise(sorted(spans))):
+        return None
 
     def place(where: int) -> Place:
         i = next((i for i, (low, high) in enumerate(spans) if low <= where < high), len(arrays))
