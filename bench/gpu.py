@@ -3,7 +3,8 @@
     python -m bench.gpu --out bench/results --seconds 300
 
 cuDNN is called through PyTorch (``cudnn.benchmark``, TF32 off). Tasks are done in an order that begins with what
-matters most, until the time is over; the report names what was left out. A process that dies loses one task.
+matters most, until the time is over; the report names what was left out. A process that dies loses one task, and both
+files are written every few seconds, so that a run that is ended leaves what it had measured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,17 @@ ORDER = (
     "resnet", "vgg", "pointwise", "depthwise", "pooling", "unet", "strided", "first", "awkward", "lecture", "conv1d",
     "conv3d",
 )  # fmt: skip
-PASSES = ((32, "channels_first"), (32, "channels_last"), (128, "channels_first"), (128, "channels_last"))
+LAYOUTS = ("channels_first", "channels_last")
+ROUNDS = ((32, True), (128, True), (32, False), (128, False))
+"""Batch sizes, first for what has goals of its own, convolutions forward and poolings, then for the other gradients."""
 LONGEST_JOB = 90.0
 """Seconds without news after which a process is ended: a kernel does not come back."""
 MARGIN = 8.0
+KEEP = 10.0
+"""Seconds between two writings of what has been measured."""
 Job = dict[str, Any]
+Results = dict[int, dict[str, Any]]
+"""By number of the job."""
 
 
 def ordered() -> Iterator[Case]:
@@ -45,54 +52,71 @@ def ordered() -> Iterator[Case]:
 def jobs() -> list[Job]:
     """What there is to do, the most important first; each task once, also where a case has a batch of its own."""
     found: list[Job] = [{"kind": kind} for kind in ("describe", "ceilings", "overhead")]
-    for batch, layout in ((2, "channels_first"), (2, "channels_last")) if REHEARSAL else PASSES:
-        for case in ordered():
-            found += [
-                {"kind": "task", "case": case.name, "batch": case.batch or batch, "direction": d, "layout": layout}
-                for d in case.directions
-            ]
+    for batch, first in ROUNDS:
+        for layout in LAYOUTS:
+            for case in ordered():
+                size = 2 if REHEARSAL else case.batch or batch
+                found += [
+                    {"kind": "task", "case": case.name, "batch": size, "direction": direction, "layout": layout}
+                    for direction in case.directions
+                    if (direction == "forward" or case.op != "conv") is first
+                ]
     return [job for n, job in enumerate(found) if job not in found[:n]]
 
 
-def run(wanted: list[Job], seconds: float) -> dict[int, dict[str, Any]]:
-    """Results by number of the job; those that are missing were not begun in time."""
-    deadline, found = time.time() + seconds, {}
+def run(wanted: list[Job], seconds: float, keep: Callable[[Results], object] = lambda found: None) -> Results:
+    """The results; those that are missing were not begun in time. ``keep`` is shown them every few seconds."""
+    found: Results = {}
+    deadline = time.time() + seconds
     with tempfile.TemporaryDirectory() as folder:
         request, log = Path(folder, "request"), Path(folder, "log")
         while True:
             left = [(n, job) for n, job in enumerate(wanted) if n not in found]
             if not left or time.time() > deadline - MARGIN:
                 return found
-            before = len(found)
+            before = found
             request.write_text(json.dumps({"jobs": left, "deadline": deadline - MARGIN}))
             log.write_text("")
-            ended = _process(request, log, deadline)
-            started = None
-            for line in log.read_text().splitlines():
-                entry = json.loads(line)
-                if "started" in entry:
-                    started = entry["started"]
-                else:
-                    found[entry["done"]], started = entry["result"], None
+            ended = _process(request, log, deadline, lambda before=before: keep(before | _read(log)[0]))
+            done, started = _read(log)
+            found = before | done
             if started is not None:
                 found[started] = {"failed": f"the process ended: {ended}"}
-            if len(found) == before:  # it did not come to its first job
+            if len(found) == len(before):  # it did not come to its first job
                 if time.time() < deadline - MARGIN:
                     found[left[0][0]] = {"failed": f"the process ended: {ended}"}
                     print(f"bench.gpu: {ended}", file=sys.stderr)
                 return found
 
 
-def _process(request: Path, log: Path, deadline: float) -> str:
+def _read(log: Path) -> tuple[Results, int | None]:
+    """What a worker has written: the results, and the job that it has begun and not finished."""
+    found: Results = {}
+    started = None
+    for line in log.read_text().splitlines(keepends=True):
+        if not line.endswith("\n"):  # still being written
+            break
+        entry = json.loads(line)
+        if "started" in entry:
+            started = entry["started"]
+        else:
+            found[entry["done"]], started = entry["result"], None
+    return found, started
+
+
+def _process(request: Path, log: Path, deadline: float, keep: Callable[[], object]) -> str:
     """A worker, until it has ended, has been silent for too long, or the time is over; how it ended."""
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, "-m", "bench.gpu_worker", str(request), str(log)]
         process = subprocess.Popen(command, cwd=ROOT, stderr=errors)
-        size, news, reason = 0, time.time(), ""
+        size, news, kept, reason = 0, time.time(), time.time(), ""
         while process.poll() is None:
             time.sleep(0.05)
             if log.stat().st_size != size:
                 size, news = log.stat().st_size, time.time()
+                if news > kept + KEEP:
+                    kept = news
+                    keep()
             if time.time() > deadline + MARGIN or time.time() > news + LONGEST_JOB:
                 reason = f"nothing was heard of it for {time.time() - news:.0f} s"
                 process.kill()
@@ -105,7 +129,7 @@ def _process(request: Path, log: Path, deadline: float) -> str:
 # ----------------------------------------------------------------------------------------------------------- report
 
 
-def report(wanted: list[Job], found: dict[int, dict[str, Any]], command: str) -> dict[str, Any]:
+def report(wanted: list[Job], found: Results, command: str) -> dict[str, Any]:
     """All of it as plain data."""
     general = {job["kind"]: found.get(n, {}) for n, job in enumerate(wanted) if job["kind"] != "task"}
     ceilings = general["ceilings"]
@@ -201,16 +225,28 @@ def summary(found: dict[str, Any]) -> str:
     return "\n".join([*lines, f"ceilings {found['ceilings']}", f"overhead in µs {found['overhead_us']}", counts])
 
 
+def write(folder: Path, found: dict[str, Any]) -> None:
+    """The report's two files, each replaced in one step."""
+    for name, text in (("gpu.json", json.dumps(found, indent=1) + "\n"), ("gpu.md", markdown(found))):
+        unfinished = folder / f"{name}.part"
+        unfinished.write_text(text)
+        unfinished.replace(folder / name)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder for gpu.json and gpu.md")
     parser.add_argument("--seconds", type=float, default=300, help="after which no task is begun (300)")
     options = parser.parse_args(arguments)
-    wanted = jobs()
-    found = report(wanted, run(wanted, options.seconds), f"python -m bench.gpu --seconds {options.seconds:g}")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-    (options.out / "gpu.md").write_text(markdown(found))
+    wanted, command = jobs(), f"python -m bench.gpu --seconds {options.seconds:g}"
+
+    def keep(results: Results) -> dict[str, Any]:
+        found = report(wanted, results, command)
+        write(options.out, found)
+        return found
+
+    found = keep(run(wanted, options.seconds, keep))
     print(summary(found))
     if not any("seconds" in r for r in found["results"]) or any("failed" in r for r in found["results"]):
         sys.exit(1)

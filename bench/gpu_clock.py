@@ -34,12 +34,15 @@ class Times(NamedTuple):
         return cls(median, sorted(seconds)[len(seconds) * 3 // 4] / median - 1 if median else 0.0)
 
 
+YARDSTICKS = {symbol: Instance("peak", symbol, threads=256) for symbol in ("multiply_adds", "copy", "spin")}
+"""The kernels of ``peak.cu``."""
+
+
 def yardstick(symbol: str) -> Launch:
-    """A kernel of ``peak.cu``."""
-    instance = Instance("peak", symbol, threads=256)
+    """One of them, for CuPy's current device."""
     import cupy
 
-    return module.Device(cupy.cuda.runtime.getDevice(), FOLDER).function(instance)
+    return module.Device(cupy.cuda.runtime.getDevice(), FOLDER).function(YARDSTICKS[symbol])
 
 
 class DeviceClock:

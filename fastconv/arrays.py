@@ -1,18 +1,18 @@
 """Arrays at the door: what is accepted, which device it lives on, and how a layout is viewed.
 
-The device follows the array: :func:`on_device` makes it CuPy's current one, so that what is allocated and launched for
-an array goes where the array is. CuPy is never imported here but to take in another library's array on a GPU.
+The device follows the array: :func:`fastconv.autograd.on_device` makes it CuPy's current one, so that what is allocated
+and launched for an array goes where the array is. CuPy is never imported here but to take in another library's array on
+a GPU.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .autograd import array_module
+from .autograd import array_module, on_device
 from .kernels.geometry import Sizes
 from .problem import DTYPES
 
@@ -35,24 +35,8 @@ def place(x: Any) -> str:
     return "cpu" if device_of(x) == "cpu" else f"cuda:{x.data.device_id}"
 
 
-_HERE = nullcontext()
-
-
-def on_device(x: Any) -> AbstractContextManager[Any]:
-    """A context in which CuPy allocates, and launches kernels, on the GPU that x lies on; nothing for x on the CPU.
-
-    Streams belong to devices: inside the context the current one is that of x's device.
-
-    >>> with on_device(np.zeros(3)):
-    ...     pass
-    """
-    if type(x) is np.ndarray:
-        return _HERE
-    xp = array_module(x)
-    if xp is np or x.data.device_id == xp.cuda.runtime.getDevice():
-        return _HERE
-    device: AbstractContextManager[Any] = xp.cuda.Device(x.data.device_id)
-    return device
+_HOST_MEMORY = (1, 3, 11)
+"""DLPack's kDLCPU, kDLCUDAHost and kDLROCMHost: the last two are pinned, as PyTorch's loaders make it."""
 
 
 def intake(op: str, name: str, x: Any) -> Any:
@@ -70,7 +54,7 @@ def intake(op: str, name: str, x: Any) -> Any:
         return x
     if hasattr(x, "__dlpack__"):
         try:
-            if x.__dlpack_device__()[0] == 1:  # kDLCPU
+            if x.__dlpack_device__()[0] in _HOST_MEMORY:
                 return np.from_dlpack(x)
             return _from_device(x)
         except ImportError:

@@ -22,12 +22,11 @@ from .arrays import (
     empty,
     float_dtype,
     intake,
-    on_device,
     overlaps,
     restore,
     same_kind,
 )
-from .autograd import array_module
+from .autograd import array_module, on_device
 from .dispatch import (
     Settled,
     cached_problem,

@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import measurements
-from .arrays import on_device
-from .autograd import array_module
+from .autograd import array_module, on_device
 from .bounds import sum_bound
 from .pooled import ready_calls
 from .problem import ConvProblem, Problem

@@ -193,11 +193,11 @@ _active: Any = _UNREAD
 
 def location() -> Path | None:
     """The file that a new process would read and ``fastconv tune`` writes; None where measurements are switched off."""
-    import platformdirs
-
     given = os.environ.get(TUNING)
     if given is not None:
         return None if given.lower() in ("", "off") else Path(given).absolute()
+    import platformdirs
+
     return platformdirs.user_config_path("fastconv", appauthor=False) / "tuning.json"
 
 

@@ -24,8 +24,8 @@ import numpy as np
 
 from . import call
 from .arguments import IntOrSequence, Padding, flag
-from .arrays import as_dtype, device_of, empty, float_dtype, intake, on_device, same_kind, span
-from .autograd import Tensor, array_module, is_grad_enabled
+from .arrays import as_dtype, device_of, empty, float_dtype, intake, same_kind, span
+from .autograd import Tensor, array_module, is_grad_enabled, on_device
 from .dispatch import Candidate, DeviceWorkspace, Explanation, Workspace, explain, select
 from .kernels.geometry import Sizes
 from .problem import ConvProblem, conv_problem, conv_transpose_problem

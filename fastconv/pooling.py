@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .arguments import mismatch
-from .arrays import device_of, dtype_name, empty, float_dtype, intake, on_device, place, same_kind
+from .arrays import device_of, dtype_name, empty, float_dtype, intake, place, same_kind
+from .autograd import on_device
 from .call import Layout, Output, build, call_key
 from .dispatch import execute, select
 from .kernels.geometry import PoolGeometry

@@ -195,11 +195,15 @@ def no_bfloat16_products(problem: ConvProblem) -> str | None:
     return reason
 
 
+CUDA_POSITIONS = 2**31 - 128
+"""Positions that an int counts, to the end of the last tile."""
+
+
 def not_a_cuda_product(problem: ConvProblem) -> str | None:
     g = problem.geometry
     if problem.direction == "grad_input" and g.padding_mode != "zeros":
         return f"folds no gradient of an input padded by {g.padding_mode}"
-    if g.batch * max(math.prod(g.input_size), math.prod(g.output_size)) >= 2**31:
+    if g.batch * max(math.prod(g.input_size), math.prod(g.output_size)) > CUDA_POSITIONS:
         return "counts positions in 32 bits"
     return None
 

@@ -1,22 +1,29 @@
 """A stand-in for CuPy: arrays that NumPy's functions refuse, to show where code names NumPy instead of asking.
 
-Its arrays compute with NumPy inside, but like CuPy's they convert to NumPy only by ``get()``, no operation mixes them
-with NumPy arrays, and each lies on one of two devices: whatever computes or allocates does so on the current device,
-and an array of the other one is refused (CuPy would at best go through peer access). Installed as
-``sys.modules["cupy"]``, together with :class:`Emulated` as the driver of kernels, it makes tests of the GPU's paths
-that need no GPU.
+It has what NumPy has, less the names and parameters that CuPy lacks where CuPy is installed. Its arrays compute with
+NumPy inside, but like CuPy's they convert to NumPy only by ``get()``, no operation mixes them with NumPy arrays, and
+each lies on one of two devices: whatever computes or allocates does so on the current device, and an array of the other
+one is refused (CuPy would at best go through peer access). Installed as ``sys.modules["cupy"]``, together with
+:class:`Emulated` as the driver of kernels, it makes tests of the GPU's paths that need no GPU.
 """
 
 from __future__ import annotations
 
+import inspect
 import operator
 import types
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import numpy as np
 
 from .cuda_emulator.driver import Emulator
+
+try:
+    import cupy as _real
+except ImportError:
+    _real = None
 
 DEVICES = 2
 
@@ -59,12 +66,15 @@ class ndarray:
         raise TypeError("implicit conversion to a NumPy array is not allowed; use get()")
 
     def get(self) -> np.ndarray:
+        _wait()
         return self._array.copy()
 
     def item(self) -> Any:
+        _wait()
         return self._array.item()
 
     def tolist(self) -> Any:
+        _wait()
         return self._array.tolist()
 
     @property
@@ -76,7 +86,7 @@ class ndarray:
         return ndarray(self._array.T, self._device)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or (_real and not hasattr(_real.ndarray, name)):
             raise AttributeError(name)
         return _lifted(getattr(self._array, name), self)
 
@@ -84,12 +94,15 @@ class ndarray:
         return len(self._array)
 
     def __bool__(self) -> bool:
+        _wait()
         return bool(self._array)
 
     def __float__(self) -> float:
+        _wait()
         return float(self._array)
 
     def __int__(self) -> int:
+        _wait()
         return int(self._array)
 
     def __iter__(self) -> Iterator[Any]:
@@ -129,6 +142,12 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
         setattr(ndarray, f"__{_prefix}{_name}__", _binary(f"__{_prefix}{_name}__"))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge", "and", "or"):
     setattr(ndarray, f"__{_name}__", _binary(f"__{_name}__"))
+
+
+def _wait() -> None:
+    """What the host waits for the device with, or hands it memory of its own."""
+    if _State.streams[_State.device].capturing:
+        raise _RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
 
 
 def _on_current(array: ndarray) -> None:
@@ -191,7 +210,8 @@ class _Device:
             raise _RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         return "90"
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        _wait()
 
     def __enter__(self) -> _Device:
         self.before.append(_State.device)
@@ -217,7 +237,11 @@ class _Stream:
     def begin_capture(self) -> None:
         self.capturing = True
 
-    def synchronize(self) -> None: ...
+    def end_capture(self) -> None:
+        self.capturing = False
+
+    def synchronize(self) -> None:
+        _wait()
 
     def __enter__(self) -> _Stream:
         self.before.append(_State.streams[_State.device])
@@ -233,8 +257,8 @@ class _RuntimeError(RuntimeError):
 
 
 class _Generator:
-    def __init__(self, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
+    def __init__(self, bits: Any) -> None:
+        self._generator = np.random.Generator(bits)
 
     def random(self, size: Any, dtype: Any) -> ndarray:
         return ndarray(self._generator.random(size, dtype))
@@ -247,10 +271,12 @@ def _standard_normal(size: Any, dtype: Any) -> ndarray:
 def _asarray(value: Any, dtype: Any = None) -> ndarray:
     if isinstance(value, ndarray) and dtype in (None, value.dtype):
         return value
-    return ndarray(np.array(_host(value), dtype))
+    return _array(value, dtype)
 
 
 def _array(value: Any, dtype: Any = None) -> ndarray:
+    if not isinstance(value, ndarray):
+        _wait()
     return ndarray(np.array(_host(value), dtype))
 
 
@@ -280,9 +306,23 @@ def _from_dlpack(x: Any) -> ndarray:
 
 class _Module(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or (_real and not hasattr(_real, name)):
             raise AttributeError(name)
-        return _lifted(getattr(np, name))
+        return _taking(getattr(_real, name, None), _lifted(getattr(np, name)))
+
+
+def _taking(theirs: Any, function: Any) -> Any:
+    """The function, refusing arguments that CuPy's of the same name does not take."""
+    if not inspect.isfunction(theirs):  # a ufunc, a type: nothing says what it takes
+        return function
+    signature = inspect.signature(theirs)
+
+    @wraps(theirs)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        signature.bind(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def module() -> types.ModuleType:
@@ -302,7 +342,9 @@ def module() -> types.ModuleType:
         "asnumpy": lambda a: a.get(),
         "from_dlpack": _from_dlpack,
         "cuda": cuda,
-        "random": types.SimpleNamespace(default_rng=_Generator, standard_normal=_standard_normal),
+        "random": types.SimpleNamespace(
+            Generator=_Generator, Philox4x3210=np.random.Philox, standard_normal=_standard_normal
+        ),
         "allocations": lambda: _State.allocations,
     }.items():
         setattr(cupy, name, value)

@@ -69,6 +69,17 @@ def require_emulator() -> None:
         pytest.skip(reason)
 
 
+def require_nvrtc() -> None:
+    """Skip the test where CUDA kernels cannot be compiled, or fail where ``FASTCONV_REQUIRE`` names nvrtc."""
+    try:
+        module.nvrtc()
+    except ImportError as error:
+        reason = f"needs CuPy and NVRTC (cupy-cuda13x, nvidia-cuda-nvrtc): {error}"
+        if "nvrtc" in REQUIRED:
+            pytest.fail(f"FASTCONV_REQUIRE names nvrtc: {reason}")
+        pytest.skip(f"{reason}; FASTCONV_REQUIRE=nvrtc makes this a failure")
+
+
 def device(row: Row, turn: int = 0) -> AbstractContextManager[Any]:
     """Where the row's kernel runs: CUDA kernels on the emulator, in one of its orders."""
     if row.device != "cuda":

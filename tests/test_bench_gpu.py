@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from bench import gpu, gpu_worker
+from bench import gpu, gpu_clock, gpu_worker
 from bench.gpu_clock import Times
 from bench.gpu_libraries import laid, peer, shapes
 from bench.libraries import expected
 from bench.tasks import Task
 from fastconv.kernels.cpu.compile import cache_dir
+from fastconv.kernels.cuda.module import EVERY, compile_cubin
 from fastconv.testing import Case
-from tests.support import require, require_emulator
+from tests.support import require, require_emulator, require_nvrtc
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,6 +61,14 @@ def test_without_a_gpu_the_script_says_so(tmp_path):
     assert "bench/gpu.sh needs a GPU that CuPy can use: cuda" in done.stderr
 
 
+def test_the_yardsticks_compile():
+    require_nvrtc()
+    for arch in EVERY:
+        for instance in gpu_clock.YARDSTICKS.values():
+            _, used = compile_cubin(instance, arch, gpu_clock.FOLDER)
+            assert used.stack == used.spill_stores == used.spill_loads == 0
+
+
 def test_jobs_are_the_suites_once():
     found = gpu.jobs()
     tasks = [job for job in found if job["kind"] == "task"]
@@ -68,6 +77,8 @@ def test_jobs_are_the_suites_once():
     assert {job["batch"] for job in tasks} == {32, 128, 64}
     assert len(tasks) == len({tuple(job.items()) for job in tasks})
     assert tasks[0]["case"].startswith("resnet/")
+    forward = [n for n, job in enumerate(tasks) if job["direction"] == "forward"]
+    assert forward[-1] < min(n for n, job in enumerate(tasks) if job["direction"] == "grad_weight")
 
 
 TASKS = [
@@ -104,11 +115,12 @@ def test_cudnn_is_asked_for_the_task(task):
 
 JOBS = [{"kind": "describe"}, {"kind": "die"}, {"kind": "wrong"}, {"kind": "overhead"}]
 DYING = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from bench import gpu_worker
 def job(self, job):
     if job["kind"] == "die":
+        time.sleep(1)
         print("an illegal access", file=sys.stderr, flush=True)
         os._exit(3)
     if job["kind"] == "wrong":
@@ -126,7 +138,10 @@ def test_a_process_that_dies_loses_one_job(monkeypatch):
     monkeypatch.setattr(
         subprocess, "Popen", lambda command, **options: popen([command[0], "-c", DYING, *command[-2:]], **options)
     )
-    found = gpu.run(JOBS, 120)
+    monkeypatch.setattr(gpu, "KEEP", 0.0)
+    seen = []
+    found = gpu.run(JOBS, 120, seen.append)
+    assert {0: {"device": "describe"}} in seen  # while the next job was still running
     assert found == {
         0: {"device": "describe"}, 1: {"failed": "the process ended: an illegal access"},
         2: {"failed": "ValueError: refused"}, 3: {"device": "overhead"},

@@ -18,6 +18,7 @@ from fastconv.registry import ROWS
 from fastconv.testing import integers
 from fastconv.train import build_model
 from tests import fake_cupy
+from tests.gpu import operations
 from tests.support import require, require_emulator
 
 
@@ -225,7 +226,7 @@ def test_plans(cupy):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_a_plan_called_again_allocates_nothing(cupy, layout):
+def test_a_plan_called_again_allocates_nothing_and_waits_for_nothing(cupy, layout):
     form = np.asarray if layout == "NCHW" else lambda a: np.ascontiguousarray(np.moveaxis(a, 1, -1))
     x = cupy.asarray(form(X))
     y = cupy.asarray(form(np.zeros((2, 5, 9, 8), np.float32)))
@@ -234,11 +235,16 @@ def test_a_plan_called_again_allocates_nothing(cupy, layout):
             plan = fc.plan_conv2d(x.shape, cupy.asarray(W), padding=1, layout=layout, algorithm=row.algorithm)
         except ValueError:  # the row refuses this problem
             continue
-        plan(x, out=y)
-        before = cupy.allocations()
-        for _ in range(3):
-            assert plan(x, out=y) is y
-        assert cupy.allocations() == before, row.name
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            plan(x, out=y)
+            before = cupy.allocations()
+            stream.begin_capture()  # the stand-in refuses to wait, and to copy from the host
+            for _ in range(3):
+                assert plan(x, out=y) is y
+            assert cupy.allocations() == before, row.name
+            with pytest.raises(RuntimeError, match="when stream is capturing"):
+                y.get()
+            stream.end_capture()
 
 
 def test_arguments_like_earlier_ones_are_told_from_others(cupy):
@@ -344,6 +350,20 @@ def test_other_libraries_arrays(cupy):
         fc.conv2d(on_other, cupy.asarray(W))
 
 
+@pytest.mark.parametrize("kind", [1, 3, 11])
+def test_pinned_memory_is_the_hosts(kind):
+    """Which PyTorch's loaders hand out; it is read without CuPy and without a copy."""
+
+    class Pinned:
+        def __dlpack_device__(self):
+            return kind, 0
+
+        def __dlpack__(self, **how):
+            return X.__dlpack__(**how)
+
+    assert np.shares_memory(fc.arrays.intake("conv2d", "x", Pinned()), X)
+
+
 def test_without_cupy_or_a_device_the_error_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(RuntimeError, match=r"need CuPy and a GPU that it can use: .*cupy.*fastconv\[cuda13\]"):
@@ -386,6 +406,19 @@ def test_the_lecture_network_learns_as_on_the_cpu(cupy):
     for a, b in zip(here, there, strict=True):
         # Adam's first steps are lr times a sign, which a gradient of rounding error decides
         assert np.mean(np.abs(a - b) > 1e-4) < 0.01
+
+
+@pytest.mark.parametrize("device", [0, 1])
+@pytest.mark.parametrize("kind", operations.KINDS)
+def test_every_operation_of_networks(cupy, kind, device):
+    """Each in the module of its arrays alone, and on their device; the current one is 0."""
+
+    def put(array):
+        with cupy.cuda.Device(device):
+            return cupy.asarray(array)
+
+    operations.compare(kind, put, f"cuda:{device}")
+    assert cupy.cuda.runtime.getDevice() == 0
 
 
 def test_other_layers_on_the_device(cupy):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv.kernels.cuda import module
+from fastconv.kernels.cuda import direct, module
+from fastconv.kernels.cuda.launch import CONV
 from fastconv.testing import integers
 from tests.cuda_emulator.driver import Emulator
-from tests.support import require, require_emulator
+from tests.support import require, require_emulator, require_nvrtc
 
 
 @pytest.fixture
@@ -109,3 +110,46 @@ def test_overlap_is_seen_across_imports(cupy):
     assert not fc.arrays.overlaps(second, x[:1], None)
     assert fc.arrays.overlaps(second, x[::-1])
     assert not fc.arrays.overlaps(second, x[:1, ::-1, ::-1])
+
+
+def test_a_kernel_is_loaded_and_may_have_all_shared_memory(monkeypatch):
+    """What :class:`fastconv.kernels.cuda.module.Device` asks of CuPy, by the names that CuPy has for it."""
+    require_nvrtc()
+    cupy = require("cupy")
+    from cupy_backends.cuda.api import driver as api
+
+    facts = {
+        "major": 9, "minor": 0, "multiProcessorCount": 132, "sharedMemPerBlockOptin": 227 << 10,
+        "l2CacheSize": 50 << 20,
+    }  # fmt: skip
+    loaded, launched, asked = [], [], []
+
+    class Module:
+        def load(self, cubin):
+            loaded.append(cubin)
+
+        def get_function(self, name):
+            return Function()
+
+    class Function:
+        ptr = 7
+
+        def __call__(self, *how):
+            launched.append(how)
+
+    static = {api.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: 1024}
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceProperties", lambda index: facts)
+    monkeypatch.setattr(cupy.cuda.function, "Module", Module)
+    monkeypatch.setattr(api, "funcGetAttribute", lambda attribute, function: static[attribute])
+    monkeypatch.setattr(api, "funcSetAttribute", lambda *what: asked.append(what))
+    device, struct = module.Device(0), module.Struct.of(CONV)
+    assert device.arch == "sm_90a"
+    launch = device.function(direct.forward_instances()[0])
+    assert device.function(direct.forward_instances()[0]) is launch
+    launch((2, 1, 1), (128, 1, 1), (struct, np.int32(3)), 64)
+    ((grid, block, (first, second), shared),) = launched
+    assert (grid, block, second, shared) == ((2, 1, 1), (128, 1, 1), 3, 64)
+    assert first is struct.pointer
+    assert isinstance(first, cupy.cuda.function.CPointer)
+    assert [cubin[:4] for cubin in loaded] == [b"\x7fELF"]
+    assert asked == [(7, api.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (227 << 10) - 1024)]

@@ -36,6 +36,7 @@ from .tape import (
     is_floating,
     is_grad_enabled,
     no_grad,
+    on_device,
     primitive,
 )
 from .tensor import Tensor
@@ -64,6 +65,7 @@ __all__ = [
     "min",
     "minimum",
     "no_grad",
+    "on_device",
     "pad",
     "primitive",
     "relu",

@@ -24,7 +24,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ContextDecorator
+from contextlib import AbstractContextManager, ContextDecorator, nullcontext
 from types import ModuleType, TracebackType
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
@@ -61,6 +61,31 @@ def array_module(*values: Any) -> ModuleType:
         if type(value).__module__.partition(".")[0] == "cupy":
             return sys.modules["cupy"]
     return np
+
+
+_HERE = nullcontext()
+
+
+def on_device(*values: Any) -> AbstractContextManager[Any]:
+    """A context in which CuPy allocates and computes on the GPU of the first of these arrays that lies on one; nothing
+    where the first array is NumPy's.
+
+    Streams belong to devices: inside the context the current one is that of the array's device.
+
+    >>> with on_device(np.zeros(3)):
+    ...     pass
+    """
+    for value in values:
+        array = value.data if isinstance(value, Variable) else value
+        if type(array) is np.ndarray:
+            break
+        xp = array_module(array)
+        if xp is not np:
+            if array.data.device_id == xp.cuda.runtime.getDevice():
+                break
+            device: AbstractContextManager[Any] = xp.cuda.Device(array.data.device_id)
+            return device
+    return _HERE
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
@@ -156,6 +181,10 @@ class Variable:
                 "backward on a Tensor that requires no gradient: none of the values it was computed from has "
                 "requires_grad=True, or it was computed under no_grad()"
             )
+        with on_device(self.data):
+            self._backward(gradient, retain_graph)
+
+    def _backward(self, gradient: Any, retain_graph: bool) -> None:
         xp = array_module(self.data)
         if gradient is None:
             if self.data.size != 1:
@@ -251,11 +280,15 @@ def primitive(fun: Callable[P, R]) -> Callable[P, R]:
                 variables.append(value)
                 kwargs[name] = value.data
         if not variables:
-            return function(*args, **kwargs)
+            if args and type(args[0]) is np.ndarray:  # a context costs a third of a microsecond
+                return function(*args, **kwargs)
+            with on_device(*args):
+                return function(*args, **kwargs)
         arrays = tuple(a.data if isinstance(a, Variable) else a for a in args)
-        ans = function(*arrays, **kwargs)
-        result = variables[0].result_type(ans[0] if isinstance(ans, tuple) else ans)
-        result.node = _record(call, result.data, ans, args, arrays, kwargs)
+        with on_device(*arrays):
+            ans = function(*arrays, **kwargs)
+            result = variables[0].result_type(ans[0] if isinstance(ans, tuple) else ans)
+            result.node = _record(call, result.data, ans, args, arrays, kwargs)
         result._requires_grad = result.node is not None
         return (result, *ans[1:]) if isinstance(ans, tuple) else result
 

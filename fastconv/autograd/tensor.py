@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from . import activations, array_ops
 from .array_ops import Axis
-from .tape import Array, Variable, array_module
+from .tape import Array, Variable, array_module, on_device
 
 
 class Tensor(Variable):
@@ -110,7 +111,10 @@ class Tensor(Variable):
 
     def _operand(self, other: Any) -> Any:
         """Lists stand for arrays of this dtype; everything else is an operand as it is."""
-        return array_module(self.data).asarray(other, self.dtype) if isinstance(other, list | tuple) else other
+        if not isinstance(other, list | tuple):
+            return other
+        with on_device(self.data):
+            return array_module(self.data).asarray(other, self.dtype)
 
     def __add__(self, other: Any) -> Tensor:
         return array_ops.add(self, self._operand(other))
@@ -158,22 +162,22 @@ class Tensor(Variable):
         return array_ops.getitem(self, _index(index))
 
     def __lt__(self, other: Any) -> Array:
-        return self.data < _data(other)
+        return _compare(operator.lt, self.data, other)
 
     def __le__(self, other: Any) -> Array:
-        return self.data <= _data(other)
+        return _compare(operator.le, self.data, other)
 
     def __gt__(self, other: Any) -> Array:
-        return self.data > _data(other)
+        return _compare(operator.gt, self.data, other)
 
     def __ge__(self, other: Any) -> Array:
-        return self.data >= _data(other)
+        return _compare(operator.ge, self.data, other)
 
     def __eq__(self, other: object) -> Array:
-        return self.data == _data(other)
+        return _compare(operator.eq, self.data, other)
 
     def __ne__(self, other: object) -> Array:
-        return self.data != _data(other)
+        return _compare(operator.ne, self.data, other)
 
     __hash__ = object.__hash__  # by identity: == compares elements
 
@@ -242,6 +246,11 @@ class Tensor(Variable):
 
 
 Tensor.result_type = Tensor
+
+
+def _compare(relation: Callable[[Any, Any], Array], data: Array, other: Any) -> Array:
+    with on_device(data):
+        return relation(data, _data(other))
 
 
 def _data(value: Any) -> Any:

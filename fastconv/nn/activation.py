@@ -138,7 +138,8 @@ class Dropout(Module):
         xp = array_module(x)
         draw = self.generator or init.default_generator()
         if xp is not np:
-            draw = xp.random.default_rng(int(draw.integers(2**63)))
+            # Philox begins where it is told; the default generator would skip ahead once for each of its threads
+            draw = xp.random.Generator(xp.random.Philox4x3210(int(draw.integers(2**63))))
         mask = (draw.random(x.shape, dtype=np.float32) >= self.p).astype(x.dtype)
         mask *= 1 / (1 - self.p)
         return x * mask

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Array, Tensor, Vjp, absolute, array_module, defvjp, primitive
+from ..autograd import Array, Tensor, Vjp, absolute, array_module, defvjp, on_device, primitive
 from .module import Module
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -123,7 +123,8 @@ def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean", label_sm
     _check_reduction("cross_entropy", reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be between 0 and 1, got {label_smoothing}")
-    hot = _label_indices("cross_entropy", "logits", logits, labels)
+    with on_device(logits):
+        hot = _label_indices("cross_entropy", "logits", logits, labels)
     return _reduced(_cross_entropy(logits, hot, label_smoothing), reduction)
 
 
@@ -136,7 +137,8 @@ def nll_loss(log_probabilities: Any, labels: Any, *, reduction: str = "mean") ->
     2.0
     """
     _check_reduction("nll_loss", reduction)
-    hot = _label_indices("nll_loss", "log_probabilities", log_probabilities, labels)
+    with on_device(log_probabilities):
+        hot = _label_indices("nll_loss", "log_probabilities", log_probabilities, labels)
     return _reduced(_pick(log_probabilities, hot), reduction)
 
 

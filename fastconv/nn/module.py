@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..autograd import Array, Tensor, array_module, is_floating
+from ..autograd import Array, Tensor, array_module, is_floating, on_device
 
 M = TypeVar("M", bound="Module")
 
@@ -56,7 +56,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        with on_device(*args):
+            return self.forward(*args, **kwargs)
 
     # --- what it is made of ------------------------------------------------------------------------------------
 
@@ -128,9 +129,8 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters and buffers, by name."""
-        state = {name: parameter.data.copy() for name, parameter in self.named_parameters()}
-        state.update((name, buffer.copy()) for name, buffer in self.named_buffers())
-        return state
+        arrays = {name: parameter.data for name, parameter in self.named_parameters()} | dict(self.named_buffers())
+        return {name: _copy(array) for name, array in arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Copy values into the parameters and buffers, converted to their dtype and device.
@@ -166,7 +166,8 @@ class Module:
             target, value = targets[name], state[name]
             if array_module(target) is np and array_module(value) is not np:
                 value = value.get()
-            target[...] = array_module(target).asarray(value)
+            with on_device(target):
+                target[...] = array_module(target).asarray(value)
 
     def to(self: M, device: str | None = None, dtype: Any = None) -> M:
         """Move parameters and buffers to a device, or convert those that are floating-point; returns self.
@@ -281,6 +282,11 @@ class Identity(Module):
 
     def forward(self, x: Any) -> Any:
         return x
+
+
+def _copy(array: Array) -> Array:
+    with on_device(array):
+        return array.copy()
 
 
 def _mover(device: str | None) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Array, Tensor, array_module
+from ..autograd import Array, Tensor, array_module, on_device
 from ._checks import at_least_zero, in_range
 
 _BLOCK_ELEMENTS = 1 << 15  # of 2^13 to 2^17 the fastest for Adam: five arrays of 128 KB
@@ -56,14 +56,18 @@ class Optimizer:
         for i, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
-            state = self.state[i]
-            for name in self._slots():
-                if name not in state:
-                    state[name] = array_module(parameter.data).zeros_like(parameter.data)
-            arrays = [parameter.data, parameter.grad, *(state[name] for name in self._slots())]
-            self.steps[i] += 1
-            for block in _blocks(arrays):
-                self._update(self.steps[i], *block)
+            with on_device(parameter):
+                self._step(i, parameter)
+
+    def _step(self, i: int, parameter: Tensor) -> None:
+        state = self.state[i]
+        for name in self._slots():
+            if name not in state:
+                state[name] = array_module(parameter.data).zeros_like(parameter.data)
+        arrays = [parameter.data, parameter.grad, *(state[name] for name in self._slots())]
+        self.steps[i] += 1
+        for block in _blocks(arrays):
+            self._update(self.steps[i], *block)
 
     def _slots(self) -> tuple[str, ...]:
         """Names of the arrays, of a parameter's shape, that are kept with it."""
@@ -80,7 +84,11 @@ class Optimizer:
         """Options and updates made, as plain values, and copies of the state ``arrays`` by ``"number.name"``."""
         private = ("parameters", "steps", "state")
         options = {name: value for name, value in vars(self).items() if name not in private}
-        arrays = {f"{i}.{name}": array.copy() for i, slots in enumerate(self.state) for name, array in slots.items()}
+        arrays = {}
+        for i, slots in enumerate(self.state):
+            for name, array in slots.items():
+                with on_device(array):
+                    arrays[f"{i}.{name}"] = array.copy()
         return {"kind": type(self).__name__, "options": options, "steps": list(self.steps), "arrays": arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -102,7 +110,8 @@ class Optimizer:
             data = self.parameters[int(number)].data
             if array.shape != data.shape:
                 raise ValueError(f"state {key} has shape {array.shape}, parameter {number} has {data.shape}")
-            slots[int(number)][name] = array_module(data).array(array, dtype=data.dtype)  # a copy
+            with on_device(data):
+                slots[int(number)][name] = array_module(data).array(array, dtype=data.dtype)  # a copy
         self.state, self.steps = slots, list(state["steps"])
         for name, value in state["options"].items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)

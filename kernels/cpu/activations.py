@@ -28,7 +28,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .. import ACTIVATIONS
-from .simd import I64, _Vectors
+from .simd import I64, Vectors
 
 
 class _Format(NamedTuple):
@@ -80,7 +80,7 @@ _FLOAT64 = _Format(
 class Activations:
     """The functions, of vectors of ``v``'s element type, at its builder's position."""
 
-    def __init__(self, v: _Vectors) -> None:
+    def __init__(self, v: Vectors) -> None:
         self.v, self.b = v, v.b
         self.f = _FLOAT32 if v.align == 4 else _FLOAT64
         self.ints = ir.VectorType(ir.IntType(self.f.bits), v.lanes)
@@ -179,7 +179,7 @@ def activated(typingctx: Any, like: Any, x: Any, activation: Any) -> Any:
             block = builder.append_basic_block(name)
             chosen.add_case(ir.Constant(I64, i), block)
             builder.position_at_end(block)
-            results.append((Activations(_Vectors(builder, sig.args[0])).activation(name, x), builder.block))
+            results.append((Activations(Vectors(builder, sig.args[0])).activation(name, x), builder.block))
             builder.branch(done)
         builder.position_at_end(done)
         value = builder.phi(x.type)

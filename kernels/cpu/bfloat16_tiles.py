@@ -133,7 +133,7 @@ class _Loop:
             phi.add_incoming(value, source)
         self.i, self.values = self.phis[0], self.phis[1:]
 
-    def close(self, values: list[ir.Value]) -> None:
+    def close_phis(self, values: list[ir.Value]) -> None:
         following = self.b.add(self.i, _int(1))
         for phi, value in zip(self.phis, (following, *values), strict=True):
             phi.add_incoming(value, self.b.block)
@@ -173,8 +173,8 @@ def amx_tile(
         _amx(builder, "tdpbf16ps", 2, 5, 6)
         _amx(builder, "tdpbf16ps", 3, 5, 7)
         following = builder.gep(right, [_int(CHUNK * COLUMNS)])
-        inner.close([builder.gep(left, [_int(CHUNK)]), following])
-        outer.close([following])
+        inner.close_phis([builder.gep(left, [_int(CHUNK)]), following])
+        outer.close_phis([following])
         for i in range(2):
             for j in range(2):
                 corner = builder.gep(c, [_int(i * COLUMNS * ROWS // 2 + j * COLUMNS // 2)])
@@ -218,8 +218,8 @@ def dot_tile(
                 total = inner.values[1 + 2 * i + j]
                 sums.append(_call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, pair, columns[j]))
         following = builder.gep(right, [_int(2 * COLUMNS)])
-        inner.close([following, *sums])
-        outer.close([following, *sums])
+        inner.close_phis([following, *sums])
+        outer.close_phis([following, *sums])
         for n, value in enumerate(sums):
             where = builder.gep(c, [_int(n // 2 * COLUMNS + n % 2 * LANES)])
             builder.store(value, builder.bitcast(where, FLOATS.as_pointer()), align=4)

@@ -70,7 +70,6 @@ from .half import in_float32
 from .phases import entry_points
 from .simd import (
     RELU6,
-    TILE_ROWS,
     VECTOR_BYTES,
     columns,
     keep_whole,
@@ -85,6 +84,7 @@ from .simd import (
 )
 from .slab import pack_row
 from .threads import run_shares
+from .tiles import TILE_ROWS
 from .weights import column_table, pack_block, pack_columns, unpack_columns
 
 

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from .compile import jit
 from .simd import (
-    SMALL_ROWS,
-    TILE_ROWS,
     copy,
     copy_every_second,
     keep_whole,
-    lane_tile,
     load,
+    shift,
+    store,
+    transpose_part,
+    transpose_square,
+    vector_lanes,
+)
+from .tiles import (
+    SMALL_ROWS,
+    TILE_ROWS,
+    lane_tile,
     moving_tile,
     moving_tile_1,
     moving_tile_2,
@@ -22,22 +29,17 @@ from .simd import (
     pixel_tile,
     pixel_tile_1,
     pixel_tile_2,
-    shift,
     small_lane_tile,
     small_narrow_output_tile,
     small_output_tile,
     small_tile,
-    store,
     tile,
-    transpose_part,
-    transpose_square,
-    vector_lanes,
 )
 
 
 @jit(inline=True)
 def multiply(height, segment_count, segments, length, step, a, rows, b, c, ldc, accumulate):
-    """C[i][:] (+)= the tiles' sum for i < height; C and ``rows`` must reach to a whole tile (see ``simd``)."""
+    """C[i][:] (+)= the tiles' sum for i < height; C and ``rows`` must reach to a whole tile (see ``tiles``)."""
     keep_whole()
     i = 0
     while i < height:
@@ -53,7 +55,7 @@ def multiply(height, segment_count, segments, length, step, a, rows, b, c, ldc, 
 def multiply_finished(
     height, columns, segment_count, segments, length, step, a, rows, b, c, ldc, bias, residual, ldr, activation
 ):  # fmt: skip
-    """C[i][:columns] = activation(bias + the tiles' sum + residual[i]) for i < height; see ``simd.output_tile``. Only
+    """C[i][:columns] = activation(bias + the tiles' sum + residual[i]) for i < height; see ``tiles.output_tile``. Only
     ``rows`` must reach to a whole tile."""
     keep_whole()
     wide = columns > vector_lanes(load(b, 0))

@@ -55,8 +55,9 @@ from .epilogue import add_run, write_channels, write_positions
 from .gemm import gather, multiply, transpose, zero
 from .half import in_float32
 from .phases import entry_points
-from .simd import TILE_ROWS, columns, copy, load, pointer, shift, store, unpack, vector_lanes
+from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .threads import run_shares
+from .tiles import TILE_ROWS
 from .weights import pack_rows, unpack_columns
 
 

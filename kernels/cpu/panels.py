@@ -35,18 +35,18 @@ from .blocking import TILE_VECTORS
 from .compile import jit
 from .simd import (
     REGISTERS,
-    TILE_ROWS,
-    _close,
-    _int,
-    _phis,
-    _Vectors,
+    Vectors,
+    close_phis,
+    const,
     keep_whole,
     load,
+    open_phis,
     pointer,
     shift,
     store,
     vector_lanes,
 )
+from .tiles import TILE_ROWS
 
 MIDDLE_ROWS = 8 if TILE_ROWS > 8 else 4
 LOW_ROWS = MIDDLE_ROWS // 2
@@ -71,31 +71,31 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step, more = args
-            v = _Vectors(builder, sig.args[1])
+            v = Vectors(builder, sig.args[1])
             width, tile = TILE_VECTORS, [(i, j) for i in range(height) for j in range(TILE_VECTORS)]
-            places = [builder.add(builder.mul(c_block, _int(j)), _int(i * v.lanes)) for i, j in tile]
+            places = [builder.add(builder.mul(c_block, const(j)), const(i * v.lanes)) for i, j in tile]
             entry = builder.block
             again, block, step, following, end = (
                 builder.append_basic_block(name) for name in ("again", "block", "step", "following", "end")
             )
-            builder.cbranch(builder.icmp_signed("==", more, _int(0)), block, again)
+            builder.cbranch(builder.icmp_signed("==", more, const(0)), block, again)
             builder.position_at_end(again)
             before = [v.load(c, place) for place in places]
             builder.branch(block)
 
             builder.position_at_end(block)
-            start = [_int(0), a, b, ahead, far]
-            outer = _phis(builder, start + [v.zero] * len(tile), entry)
+            start = [const(0), a, b, ahead, far]
+            outer = open_phis(builder, start + [v.zero] * len(tile), entry)
             for phi, value in zip(outer, start + before, strict=True):
                 phi.add_incoming(value, again)
             k, first = outer[:2]
             left = builder.sub(length, k)
-            steps = builder.select(builder.icmp_signed("<", left, _int(v.lanes)), left, _int(v.lanes))
+            steps = builder.select(builder.icmp_signed("<", left, const(v.lanes)), left, const(v.lanes))
             last, beyond = builder.gep(first, [steps]), builder.gep(first, [a_block])
             builder.branch(step)
 
             builder.position_at_end(step)
-            phis = _phis(builder, [first, beyond, *outer[2:]], block)
+            phis = open_phis(builder, [first, beyond, *outer[2:]], block)
             column, row, b_row, line, other, sums = *phis[:5], phis[5:]
             v.prefetch(line, write=False, level=2)
             if second:
@@ -103,21 +103,21 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
             if near:  # at each step a row of the next block
                 v.prefetch(row, write=False, level=1)
                 for j in range(width):
-                    v.prefetch(builder.gep(b_row, [_int((near * width + j) * v.lanes)]), write=False, level=1)
-            right = [v.load(b_row, _int(j * v.lanes)) for j in range(width)]
+                    v.prefetch(builder.gep(b_row, [const((near * width + j) * v.lanes)]), write=False, level=1)
+            right = [v.load(b_row, const(j * v.lanes)) for j in range(width)]
             new = []
             for i in range(height):
-                splat = v.splat(builder.load(builder.gep(column, [_int(i * v.lanes)]), align=v.align))
+                splat = v.splat(builder.load(builder.gep(column, [const(i * v.lanes)]), align=v.align))
                 new += [v.multiply_add(splat, right[j], sums[i * width + j]) for j in range(width)]
-            column, row = builder.gep(column, [_int(1)]), builder.gep(row, [_int(v.lanes)])
-            b_row = builder.gep(b_row, [_int(width * v.lanes)])
+            column, row = builder.gep(column, [const(1)]), builder.gep(row, [const(v.lanes)])
+            b_row = builder.gep(b_row, [const(width * v.lanes)])
             line, other = builder.gep(line, [ahead_step]), builder.gep(other, [far_step])
-            _close(phis, [column, row, b_row, line, other, *new], step)
+            close_phis(phis, [column, row, b_row, line, other, *new], step)
             builder.cbranch(builder.icmp_unsigned("!=", column, last), step, following)
 
             builder.position_at_end(following)
-            k = builder.add(k, _int(v.lanes))
-            _close(outer, [k, beyond, b_row, line, other, *new], following)
+            k = builder.add(k, const(v.lanes))
+            close_phis(outer, [k, beyond, b_row, line, other, *new], following)
             builder.cbranch(builder.icmp_signed("<", k, length), block, end)
 
             builder.position_at_end(end)

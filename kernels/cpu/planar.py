@@ -40,7 +40,8 @@ from .epilogue import RELU6, add_run, finish
 from .gemm import copy_strided, multiply_pixels, zero
 from .phases import entry_points
 from .planar_blocking import planar_forward
-from .simd import PIXEL_ROWS, keep_whole, load, pointer, shift, transpose_part, transpose_square, unpack, vector_lanes
+from .simd import keep_whole, load, pointer, shift, transpose_part, transpose_square, unpack, vector_lanes
+from .tiles import PIXEL_ROWS
 from .weights import pack_rows
 
 

@@ -43,7 +43,8 @@ from .gemm import multiply_moving, multiply_pixels, zero
 from .phases import entry_points
 from .planar import pack_line
 from .planar_blocking import pointwise_forward
-from .simd import PIXEL_ROWS, copy, keep_whole, lanes, load, pointer, shift, unpack, vector_lanes
+from .simd import copy, keep_whole, lanes, load, pointer, shift, unpack, vector_lanes
+from .tiles import PIXEL_ROWS
 from .weights import pack_rows
 
 

@@ -19,18 +19,7 @@ from .arrays import KIND, address
 from .bound import Bound
 from .compile import jit
 from .gemm import transpose, zero
-from .simd import (
-    keep_whole,
-    lanes,
-    load,
-    pointer,
-    shift,
-    store,
-    transpose_half,
-    transpose_to,
-    unpack,
-    vector_lanes,
-)
+from .simd import keep_whole, lanes, load, pointer, shift, store, transpose_half, transpose_to, unpack, vector_lanes
 
 
 class Layout(NamedTuple):

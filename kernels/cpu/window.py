@@ -32,7 +32,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .depthwise_plan import RUNS, TILES
-from .simd import _INDEX, I32, REGISTERS, VECTOR_BYTES, _close, _int, _phis, _Vectors
+from .simd import I32, INDEX, REGISTERS, VECTOR_BYTES, Vectors, close_phis, const, open_phis
 
 LINES, WIDTH = (7, 2) if REGISTERS == 32 else (8, 1)
 """Lines of a tile, vectors in each. Of 32 registers 7 are left for weights; of 16, 8 x 1 leaves as many as 4 x 2, loads
@@ -44,7 +44,7 @@ class _Tile:
     """The IR of one tile at a builder's position."""
 
     def __init__(
-        self, builder: ir.IRBuilder, v: _Vectors, width: int, by_lane: bool, runs: tuple[int, ...] = (), step: int = 1
+        self, builder: ir.IRBuilder, v: Vectors, width: int, by_lane: bool, runs: tuple[int, ...] = (), step: int = 1
     ) -> None:
         self.b, self.v, self.width, self.by_lane, self.runs, self.step = builder, v, width, by_lane, runs, step
         self.merges = MERGES and not by_lane
@@ -71,19 +71,19 @@ class _Tile:
         v, b = self.v, self.b
         if self.by_lane:
             return [
-                [v.load(weights, _int((first + r) * WIDTH * v.lanes + j * v.lanes)) for j in range(self.width)]
+                [v.load(weights, const((first + r) * WIDTH * v.lanes + j * v.lanes)) for j in range(self.width)]
                 for r in range(height)
             ]
-        numbers = [b.load(b.gep(weights, [_int(first + r)]), align=v.align) for r in range(height)]
+        numbers = [b.load(b.gep(weights, [const(first + r)]), align=v.align) for r in range(height)]
         return [[v.splat(number)] * self.width for number in numbers]
 
     def line(self, lines: ir.Value, index: ir.Value, offset: ir.Value, masks: list[ir.Value]) -> list[ir.Value]:
         address = self.b.load(self.b.gep(lines, [index]))
         start = self.b.gep(self.b.inttoptr(address, self.v.element.as_pointer()), [offset])
         if self.merges or not masks:
-            loaded = [self.v.load(start, _int(j * self.v.lanes)) for j in range(self.width * self.step)]
+            loaded = [self.v.load(start, const(j * self.v.lanes)) for j in range(self.width * self.step)]
         else:
-            loaded = [self.v.masked_load(start, _int(j * self.v.lanes), mask) for j, mask in enumerate(masks)]
+            loaded = [self.v.masked_load(start, const(j * self.v.lanes), mask) for j, mask in enumerate(masks)]
         if self.step == 1:
             return loaded
         evens = ir.Constant(self.v.ints, list(range(0, 2 * self.v.lanes, 2)))
@@ -98,7 +98,7 @@ class _Tile:
             numbers = self.weights(weights, first, height)
             start = self.b.add(index, second) if run else index
             for j in range(LINES + height - 1):
-                values = self.line(lines, self.b.add(start, _int(j)), offset, masks)
+                values = self.line(lines, self.b.add(start, const(j)), offset, masks)
                 for i in range(max(0, j - height + 1), min(LINES, j + 1)):
                     for part in range(self.width):
                         at = i * self.width + part
@@ -114,12 +114,12 @@ class _Tile:
         """Bias added, and the rectifier: 1 relu, 2 relu6. A NaN stays one."""
         v, b = self.v, self.b
         if self.by_lane:
-            numbers = [v.masked_load(bias, _int(j * v.lanes), masks[j]) for j in range(self.width)]
+            numbers = [v.masked_load(bias, const(j * v.lanes), masks[j]) for j in range(self.width)]
         else:
             numbers = [v.splat(b.load(bias, align=v.align))] * self.width
         infinite = ir.Constant(v.element, float("inf"))
-        low = b.select(b.icmp_signed(">", clamp, _int(0)), ir.Constant(v.element, 0.0), b.fneg(infinite))
-        high = b.select(b.icmp_signed("==", clamp, _int(2)), ir.Constant(v.element, 6.0), infinite)
+        low = b.select(b.icmp_signed(">", clamp, const(0)), ir.Constant(v.element, 0.0), b.fneg(infinite))
+        high = b.select(b.icmp_signed("==", clamp, const(2)), ir.Constant(v.element, 6.0), infinite)
         low, high = v.splat(low), v.splat(high)
         out = []
         for i, value in enumerate(sums):
@@ -135,10 +135,10 @@ class _Tile:
 
         def rows(store: Any) -> None:
             for i in range(LINES):
-                inside = b.icmp_signed("<", _int(i), height)
-                row = b.select(inside, b.gep(out, [b.mul(ld, _int(i))]), spare)
+                inside = b.icmp_signed("<", const(i), height)
+                row = b.select(inside, b.gep(out, [b.mul(ld, const(i))]), spare)
                 for j in range(self.width):
-                    store(values[i * self.width + j], row, _int(j * v.lanes))
+                    store(values[i * self.width + j], row, const(j * v.lanes))
 
         def first(value: ir.Value, row: ir.Value, at: ir.Value) -> None:
             v.store_first(value, row, at, b.sub(columns, at))
@@ -146,7 +146,7 @@ class _Tile:
         if VECTOR_BYTES == 64:
             rows(first)
             return
-        with b.if_else(b.icmp_signed(">=", columns, _int(self.width * v.lanes))) as (whole, part):
+        with b.if_else(b.icmp_signed(">=", columns, const(self.width * v.lanes))) as (whole, part):
             with whole:
                 rows(v.store)
             with part:
@@ -161,18 +161,18 @@ def _sum_tile(tile: _Tile, args: Any, done: ir.Block) -> list[ir.Value]:
     places = [(i, j) for i in range(LINES) for j in range(width)]
     fixed_masks = [tile.mask(position, limit, j) for j in range(width)] if by_lane else []
     entry = builder.block
-    builder.cbranch(builder.icmp_signed("!=", accumulate, _int(0)), before, loop)
+    builder.cbranch(builder.icmp_signed("!=", accumulate, const(0)), before, loop)
 
     builder.position_at_end(before)
-    earlier = [v.load(earlier_sums, _int((i * WIDTH + j) * v.lanes)) for i, j in places]
+    earlier = [v.load(earlier_sums, const((i * WIDTH + j) * v.lanes)) for i, j in places]
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    phis = _phis(builder, [_int(0), weights] + [v.zero] * len(places), entry)
-    _close(phis, [_int(0), weights, *earlier], before)
+    phis = open_phis(builder, [const(0), weights] + [v.zero] * len(places), entry)
+    close_phis(phis, [const(0), weights, *earlier], before)
     t, numbers, sums = phis[0], phis[1], phis[2:]
-    segment = builder.gep(segments, [builder.mul(t, _int(3))])
-    index, offset, shift = (builder.load(builder.gep(segment, [_int(i)])) for i in range(3))
+    segment = builder.gep(segments, [builder.mul(t, const(3))])
+    index, offset, shift = (builder.load(builder.gep(segment, [const(i)])) for i in range(3))
     first = builder.add(position, shift)
     if tile.merges:
         # A sum's taps take turns with two masks: of one, LLVM would make plain multiply-adds and a blend (50% slower).
@@ -187,9 +187,9 @@ def _sum_tile(tile: _Tile, args: Any, done: ir.Block) -> list[ir.Value]:
         new = _within_or_masked(
             tile, first, limit, lambda masks: tile.add_runs(sums, lines, index, second, start, masks, numbers)
         )
-    after = builder.add(t, _int(1))
+    after = builder.add(t, const(1))
     step = taps * WIDTH * v.lanes if by_lane else taps
-    _close(phis, [after, builder.gep(numbers, [_int(step)]), *new], builder.block)
+    close_phis(phis, [after, builder.gep(numbers, [const(step)]), *new], builder.block)
     builder.cbranch(builder.icmp_signed("<", after, count), loop, done)
     return new
 
@@ -203,8 +203,8 @@ def _within_or_masked(tile: _Tile, first: ir.Value, limit: ir.Value, add: Any) -
     builder, v = tile.b, tile.v
     plain, masked, join = (builder.append_basic_block() for _ in range(3))
     vectors = tile.width * tile.step
-    end = builder.add(first, _int(vectors * v.lanes))
-    inside = builder.and_(builder.icmp_signed(">=", first, _int(0)), builder.icmp_signed("<=", end, limit))
+    end = builder.add(first, const(vectors * v.lanes))
+    inside = builder.and_(builder.icmp_signed(">=", first, const(0)), builder.icmp_signed("<=", end, limit))
     builder.cbranch(inside, plain, masked)
     results = []
     for block in (plain, masked):
@@ -213,8 +213,8 @@ def _within_or_masked(tile: _Tile, first: ir.Value, limit: ir.Value, add: Any) -
         results.append((add(masks), builder.block))
         builder.branch(join)
     builder.position_at_end(join)
-    joined = _phis(builder, *results[0])
-    _close(joined, *results[1])
+    joined = open_phis(builder, *results[0])
+    close_phis(joined, *results[1])
     return joined
 
 
@@ -223,19 +223,19 @@ def _write_tile(tile: _Tile, sums: list[ir.Value], args: Any, spare: ir.Value, d
     builder = tile.b
     finish, bias, clamp, out, ld, height, columns = args
     entry, finishing, storing = builder.block, *(builder.append_basic_block() for _ in range(2))
-    valid = [tile.mask(_int(0), columns, j) for j in range(tile.width)]
-    builder.cbranch(builder.icmp_signed("!=", finish, _int(0)), finishing, storing)
+    valid = [tile.mask(const(0), columns, j) for j in range(tile.width)]
+    builder.cbranch(builder.icmp_signed("!=", finish, const(0)), finishing, storing)
     builder.position_at_end(finishing)
     final = tile.finished(sums, bias, valid, clamp)
     builder.branch(storing)
     builder.position_at_end(storing)
-    values = _phis(builder, sums, entry)
-    _close(values, final, finishing)
+    values = open_phis(builder, sums, entry)
+    close_phis(values, final, finishing)
     tile.store(values, out, ld, height, spare, columns)
     builder.branch(done)
 
 
-def _fetch_ahead(builder: ir.IRBuilder, v: _Vectors, args: Any) -> None:
+def _fetch_ahead(builder: ir.IRBuilder, v: Vectors, args: Any) -> None:
     """Ask for what lies ``ahead`` elements behind the tile's input, and for the output two tiles down, if not 0.
 
     Rows end every few lines of the cache and tiles jump from row to row, which the hardware does not foresee. Of 50 MB,
@@ -247,17 +247,17 @@ def _fetch_ahead(builder: ir.IRBuilder, v: _Vectors, args: Any) -> None:
     """
     segments, lines, position, out, ld, ahead = (args[i] for i in (3, 4, 6, 14, 15, 18))
     index, start = builder.load(segments), builder.add(position, ahead)
-    with builder.if_then(builder.icmp_signed("!=", ahead, _int(0))):
+    with builder.if_then(builder.icmp_signed("!=", ahead, const(0))):
         for i in range(LINES):
-            address = builder.load(builder.gep(lines, [builder.add(index, _int(i + 1))]))
+            address = builder.load(builder.gep(lines, [builder.add(index, const(i + 1))]))
             row = builder.gep(builder.inttoptr(address, v.element.as_pointer()), [start])
-            target = builder.gep(out, [builder.mul(ld, _int(i + 2 * LINES))])
+            target = builder.gep(out, [builder.mul(ld, const(i + 2 * LINES))])
             for j in range(WIDTH):
-                v.prefetch(builder.gep(row, [_int(j * v.lanes)]), write=False, level=1)
-                v.prefetch(builder.gep(target, [_int(j * v.lanes)]), write=True, level=1)
+                v.prefetch(builder.gep(row, [const(j * v.lanes)]), write=False, level=1)
+                v.prefetch(builder.gep(target, [const(j * v.lanes)]), write=True, level=1)
 
 
-def _fetch_upcoming(builder: ir.IRBuilder, v: _Vectors, upcoming: ir.Value, at: ir.Value) -> None:
+def _fetch_upcoming(builder: ir.IRBuilder, v: Vectors, upcoming: ir.Value, at: ir.Value) -> None:
     """Ask for a tile's share, at stride 2, of what begins at the address ``upcoming``, if not 0, in memory's order.
 
     It is the same rows of the next plane, for L2: of 96 MB, 96 channels of 112 x 112 to 56 x 56, on AVX-512 the time
@@ -265,10 +265,10 @@ def _fetch_upcoming(builder: ir.IRBuilder, v: _Vectors, upcoming: ir.Value, at: 
     ``_fetch_ahead``, by up to 50%.
     """
     nbytes = LINES * 2 * WIDTH * 2 * VECTOR_BYTES
-    with builder.if_then(builder.icmp_signed("!=", upcoming, _int(0))):
-        first = builder.add(upcoming, builder.mul(at, _int(nbytes // (WIDTH * v.lanes))))
+    with builder.if_then(builder.icmp_signed("!=", upcoming, const(0))):
+        first = builder.add(upcoming, builder.mul(at, const(nbytes // (WIDTH * v.lanes))))
         for line in range(0, nbytes, 64):
-            v.prefetch(builder.inttoptr(builder.add(first, _int(line)), v.element.as_pointer()), write=False, level=2)
+            v.prefetch(builder.inttoptr(builder.add(first, const(line)), v.element.as_pointer()), write=False, level=2)
 
 
 def _make(by_lane: bool) -> Any:
@@ -282,28 +282,30 @@ def _make(by_lane: bool) -> Any:
     ) -> Any:  # fmt: skip
         i64, element = types.int64, weights
         signature = types.void(
-            i64, i64, i64, _INDEX, _INDEX, i64, i64, i64, element,
+            i64, i64, i64, INDEX, INDEX, i64, i64, i64, element,
             i64, element, i64, element, i64, element, i64, i64, i64, i64, i64,
         )  # fmt: skip
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            v = _Vectors(builder, sig.args[8])
+            v = Vectors(builder, sig.args[8])
             shape, wide, _, _, lines, _, position = args[:7]
             out, ld, height, columns = args[14:18]
-            choice = builder.add(builder.mul(shape, _int(2)), wide)
+            choice = builder.add(builder.mul(shape, const(2)), wide)
             entry = builder.block
             tile, following, done = (builder.append_basic_block(name) for name in ("tile", "following", "done"))
             if by_lane:
-                starts = [_int(0), lines, out, height]
+                starts = [const(0), lines, out, height]
             else:
-                across = builder.select(builder.icmp_signed("!=", wide, _int(0)), _int(WIDTH * v.lanes), _int(v.lanes))
-                evens = builder.icmp_signed(">=", shape, _int(len(RUNS)))
-                step = builder.select(evens, _int(2), _int(1))
-                starts = [_int(0), position, out, columns]
+                across = builder.select(
+                    builder.icmp_signed("!=", wide, const(0)), const(WIDTH * v.lanes), const(v.lanes)
+                )
+                evens = builder.icmp_signed(">=", shape, const(len(RUNS)))
+                step = builder.select(evens, const(2), const(1))
+                starts = [const(0), position, out, columns]
             builder.branch(tile)
 
             builder.position_at_end(tile)
-            walk = _phis(builder, starts, entry)
+            walk = open_phis(builder, starts, entry)
             args = list(args)
             for i, value in zip((4, 14, 16) if by_lane else (6, 14, 17), walk[1:], strict=True):
                 args[i] = value
@@ -318,20 +320,20 @@ def _make(by_lane: bool) -> Any:
                     if by_lane and distance > 1:
                         continue
                     block = builder.append_basic_block()
-                    switch.add_case(_int(2 * number + is_wide), block)
+                    switch.add_case(const(2 * number + is_wide), block)
                     builder.position_at_end(block)
                     sums = _sum_tile(_Tile(builder, v, width, by_lane, runs, distance), args[2:11], join)
                     found.append((sums, builder.block))
                 builder.position_at_end(join)
-                joined = _phis(builder, *found[0])
+                joined = open_phis(builder, *found[0])
                 for sums, block in found[1:]:
-                    _close(joined, sums, block)
+                    close_phis(joined, sums, block)
                 _write_tile(_Tile(builder, v, width, by_lane), joined, args[11:18], args[10], following)
 
             builder.position_at_end(following)
             at = walk[0]
             if by_lane:
-                after = builder.add(at, _int(LINES))
+                after = builder.add(at, const(LINES))
                 more = builder.icmp_signed("<", after, height)
                 rest = [
                     builder.gep(lines, [after]),
@@ -346,7 +348,7 @@ def _make(by_lane: bool) -> Any:
                     after = builder.select(builder.icmp_signed("<", after, last), after, last)
                 moved = builder.add(position, builder.mul(after, step))
                 rest = [moved, builder.gep(out, [after]), builder.sub(columns, after)]
-            _close(walk, [after, *rest], following)
+            close_phis(walk, [after, *rest], following)
             builder.cbranch(more, tile, done)
 
             builder.position_at_end(done)
@@ -367,21 +369,21 @@ def copy_even(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         source, target, n = args
-        v = _Vectors(builder, sig.args[0])
+        v = Vectors(builder, sig.args[0])
         entry = builder.block
         head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
-        last = builder.sub(builder.mul(n, _int(2)), _int(1))
+        last = builder.sub(builder.mul(n, const(2)), const(1))
         builder.branch(head)
         builder.position_at_end(head)
-        (i,) = _phis(builder, [_int(0)], entry)
+        (i,) = open_phis(builder, [const(0)], entry)
         builder.cbranch(builder.icmp_signed("<", i, n), body, done)
         builder.position_at_end(body)
-        start = builder.mul(i, _int(2))
-        middle = builder.add(start, _int(v.lanes))
+        start = builder.mul(i, const(2))
+        middle = builder.add(start, const(v.lanes))
         pair = [v.masked_load(source, at, v.first(builder.sub(last, at))) for at in (start, middle)]
         evens = builder.shuffle_vector(*pair, ir.Constant(v.ints, list(range(0, 2 * v.lanes, 2))))
         v.store_first(evens, target, i, builder.sub(n, i))
-        i.add_incoming(builder.add(i, _int(v.lanes)), builder.block)
+        i.add_incoming(builder.add(i, const(v.lanes)), builder.block)
         builder.branch(head)
         builder.position_at_end(done)
         return context.get_dummy_value()

@@ -44,7 +44,8 @@ from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
 from .gemm import gather, transpose, zero
 from .panels import aim, multiply_panel, pass_length
 from .phases import EntryPoints, entry_points
-from .simd import TILE_ROWS, columns, copy, load, pointer, shift, store, unpack, vector_lanes
+from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
+from .tiles import TILE_ROWS
 from .weights import _tap_step
 from .winograd_blocking import PACK_CHANNELS, plan
 from .winograd_transforms import compiled, input_tiles, output_tiles, transform, weight_tiles

@@ -28,12 +28,12 @@ from numba.extending import intrinsic
 
 from ..winograd_matrices import VARIANTS, Rows, Variant, matrices
 from .compile import jit
-from .simd import REGISTERS, _int, _Vectors, load, pointer, shift, unpack
+from .simd import REGISTERS, Vectors, const, load, pointer, shift, unpack
 
 # ------------------------------------------------------------------------------------------- matrix times vectors
 
 
-def _sum(v: _Vectors, terms: list[tuple[Fraction, ir.Value]]) -> ir.Value:
+def _sum(v: Vectors, terms: list[tuple[Fraction, ir.Value]]) -> ir.Value:
     """The sum of coefficient * vector; a term with coefficient 1 goes first and costs nothing."""
     total = None
     for c, x in sorted(terms, key=lambda term: (term[0] != 1, abs(term[0]) != 1)):
@@ -46,7 +46,7 @@ def _sum(v: _Vectors, terms: list[tuple[Fraction, ir.Value]]) -> ir.Value:
     return v.zero if total is None else total
 
 
-def _constant(v: _Vectors, c: Fraction) -> ir.Constant:
+def _constant(v: Vectors, c: Fraction) -> ir.Constant:
     return ir.Constant(v.vector, [float(c)] * v.lanes)
 
 
@@ -61,7 +61,7 @@ def _partner(matrix: Rows, j: int) -> int | None:
     return next((i for i in range(j + 1, len(matrix)) if matrix[i] in mirrored), None)
 
 
-def _times_rows(v: _Vectors, matrix: Rows, x: list[ir.Value], wanted: list[int]) -> dict[int, ir.Value]:
+def _times_rows(v: Vectors, matrix: Rows, x: list[ir.Value], wanted: list[int]) -> dict[int, ir.Value]:
     """``matrix`` x for B' and G, whose rows come in pairs; rows ``wanted``, both of a pair or none.
 
     A factor such as 1/6, which floating point lacks, multiplies last: where the sum is a multiple of 6 the product
@@ -93,7 +93,7 @@ def _times_rows(v: _Vectors, matrix: Rows, x: list[ir.Value], wanted: list[int])
     return out
 
 
-def _times_columns(v: _Vectors, matrix: Rows, x: list[ir.Value], wanted: list[int]) -> dict[int, ir.Value]:
+def _times_columns(v: Vectors, matrix: Rows, x: list[ir.Value], wanted: list[int]) -> dict[int, ir.Value]:
     """Rows ``wanted`` of ``matrix`` x for A', whose columns come in pairs: equal in even rows, opposite in odd ones."""
     columns = list(zip(*matrix, strict=True))
     terms: dict[int, list[tuple[Fraction, ir.Value]]] = {i: [] for i in wanted}
@@ -136,7 +136,7 @@ def _row_groups(product: Any, down: Rows, across: Rows) -> list[list[int]]:
     return [[j] if (i := partners[j]) is None else [j, i] for j in sorted(firsts)]
 
 
-def _square(v: _Vectors, product: Any, down: Rows, across: Rows, loaded: Any) -> Iterator[tuple[int, list[ir.Value]]]:
+def _square(v: Vectors, product: Any, down: Rows, across: Rows, loaded: Any) -> Iterator[tuple[int, list[ir.Value]]]:
     """Rows of ``down`` times a square times the transpose of ``across``, each with its number.
 
     ``loaded(j)`` emits loads of column j of the square. What is not used of it LLVM drops.
@@ -158,14 +158,14 @@ def _variant(literal: Any) -> Variant:
     return VARIANTS[literal.literal_value]
 
 
-def _opaque(v: _Vectors, value: ir.Value) -> ir.Value:
-    """See ``_Vectors.opaque``. With 32 vector registers LLVM does better by itself: where V goes out to L3, 256 and 512
+def _opaque(v: Vectors, value: ir.Value) -> ir.Value:
+    """See ``Vectors.opaque``. With 32 vector registers LLVM does better by itself: where V goes out to L3, 256 and 512
     channels on a Xeon, the input transform takes 11 to 37% less time (225 to 267 ns a tile and vector, now 158 to 224).
     """
     return v.opaque(value) if REGISTERS < 32 else value
 
 
-def _steps(v: _Vectors, start: ir.Value, step: ir.Value, count: int) -> list[ir.Value]:
+def _steps(v: Vectors, start: ir.Value, step: ir.Value, count: int) -> list[ir.Value]:
     """Addresses, each a step after the one before."""
     out = [start]
     while len(out) < count:
@@ -180,18 +180,18 @@ def _input_tile(typingctx: Any, variant: Any, source: Any, row_step: Any, target
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, source, row_step, target, xi_step = args
-        v, f = _Vectors(builder, sig.args[1]), _variant(variant)
+        v, f = Vectors(builder, sig.args[1]), _variant(variant)
         down, across = matrices(*f.rows).b, matrices(*f.columns).b
         starts = _steps(v, source, _opaque(v, row_step), len(down))
         xi_step = _opaque(v, xi_step)
-        targets = _steps(v, target, builder.mul(xi_step, _int(len(across))), len(down))
+        targets = _steps(v, target, builder.mul(xi_step, const(len(across))), len(down))
 
         def loaded(j: int) -> list[ir.Value]:
-            return [v.load(row, _int(j * v.lanes)) for row in starts]
+            return [v.load(row, const(j * v.lanes)) for row in starts]
 
         for i, row in _square(v, _times_rows, down, across, loaded):
             for j, value in enumerate(row):
-                v.store(value, targets[i], builder.mul(xi_step, _int(j)))
+                v.store(value, targets[i], builder.mul(xi_step, const(j)))
         return context.get_dummy_value()
 
     return types.void(variant, source, i64, target, i64), codegen
@@ -207,36 +207,37 @@ def _output_tile(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, source, xi_step, target, row_step, column_step, rows, columns, spare, bias, low, high = args
-        v, f = _Vectors(builder, sig.args[1]), _variant(variant)
+        v, f = Vectors(builder, sig.args[1]), _variant(variant)
         down, across = matrices(*f.rows).a, matrices(*f.columns).a
         n = len(across[0])
         xi_step, row_step, column_step = (_opaque(v, step) for step in (xi_step, row_step, column_step))
-        sources = _steps(v, source, builder.mul(xi_step, _int(n)), len(down[0]))
+        sources = _steps(v, source, builder.mul(xi_step, const(n)), len(down[0]))
         targets = _steps(v, target, row_step, len(down))
         middle = min(1, len(down[0]) - 1), min(1, n - 1)
 
         def loaded(j: int) -> list[ir.Value]:
-            m = [v.load(row, builder.mul(xi_step, _int(j))) for row in sources]
+            m = [v.load(row, builder.mul(xi_step, const(j))) for row in sources]
             # Both coordinates of this element belong to point 1, so it enters every output once: add the bias there.
             if j == middle[1]:
-                m[middle[0]] = builder.fadd(m[middle[0]], v.load(bias, _int(0)))
+                m[middle[0]] = builder.fadd(m[middle[0]], v.load(bias, const(0)))
             return m
 
         whole = builder.and_(
-            builder.icmp_signed(">=", rows, _int(len(down))), builder.icmp_signed(">=", columns, _int(len(across)))
+            builder.icmp_signed(">=", rows, const(len(down))),
+            builder.icmp_signed(">=", columns, const(len(across))),
         )
         floor, ceiling = v.splat(low), v.splat(high)
         for i, row in _square(v, _times_columns, down, across, loaded):
             for j, value in enumerate(row):
                 value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)  # NaN stays NaN
                 row[j] = builder.select(builder.fcmp_ordered(">", value, ceiling), ceiling, value)
-            places = [builder.gep(targets[i], [builder.mul(column_step, _int(j))]) for j in range(len(row))]
+            places = [builder.gep(targets[i], [builder.mul(column_step, const(j))]) for j in range(len(row))]
 
             def store_part(row: list[ir.Value] = row, i: int = i, places: list[ir.Value] = places) -> None:
-                below = builder.icmp_signed("<", _int(i), rows)
+                below = builder.icmp_signed("<", const(i), rows)
                 for j, (value, place) in enumerate(zip(row, places, strict=True)):
-                    inside = builder.and_(below, builder.icmp_signed("<", _int(j), columns))
-                    v.store(value, builder.select(inside, place, spare), _int(0))
+                    inside = builder.and_(below, builder.icmp_signed("<", const(j), columns))
+                    v.store(value, builder.select(inside, place, spare), const(0))
 
             if REGISTERS >= 32:  # branches between rows cost more in spills (F(6x6): 147 -> 220) than the selects
                 store_part()
@@ -244,7 +245,7 @@ def _output_tile(
             with builder.if_else(whole, likely=True) as (all_of_it, part):
                 with all_of_it:
                     for value, place in zip(row, places, strict=True):
-                        v.store(value, place, _int(0))
+                        v.store(value, place, const(0))
                 with part:
                     store_part()
         return context.get_dummy_value()
@@ -260,16 +261,16 @@ def _weight_tile(typingctx: Any, variant: Any, source: Any, target: Any, xi_step
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, source, target, xi_step = args
-        v, f = _Vectors(builder, sig.args[1]), _variant(variant)
+        v, f = Vectors(builder, sig.args[1]), _variant(variant)
         down, across = matrices(*f.rows).g, matrices(*f.columns).g
         r, s = len(down[0]), len(across[0])
 
         def loaded(j: int) -> list[ir.Value]:
-            return [v.load(source, _int((i * s + j) * v.lanes)) for i in range(r)]
+            return [v.load(source, const((i * s + j) * v.lanes)) for i in range(r)]
 
         for i, row in _square(v, _times_rows, down, across, loaded):
             for j, value in enumerate(row):
-                v.store(value, target, builder.mul(xi_step, _int(i * len(row) + j)))
+                v.store(value, target, builder.mul(xi_step, const(i * len(row) + j)))
         return context.get_dummy_value()
 
     return types.void(variant, source, target, types.int64), codegen
@@ -352,7 +353,7 @@ def transform(typingctx: Any, address: Any, table: Any, kind: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         convention = context.call_conv
         target = builder.inttoptr(args[0], convention.get_function_type(types.none, arguments).as_pointer())
-        convention.call_function(builder, target, types.none, arguments, [*args[1:], _int(0)])
+        convention.call_function(builder, target, types.none, arguments, [*args[1:], const(0)])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, kind), codegen

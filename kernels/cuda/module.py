@@ -306,12 +306,13 @@ class Device:
         import cupy
         from cupy_backends.cuda.api import driver as api
 
-        cubin, resources = compile_cubin(instance, self.arch, self.folder)
+        cubin, _ = _compiled(source(instance.stem, instance.defines, self.folder), f"{instance.stem}.cu", self.arch)
         module = cupy.cuda.function.Module()
         module.load(cubin + b"\0")
         function = module.get_function(instance.symbol)
         if self.shared_bytes_per_block > 48 << 10:  # more than that has to be asked for
-            limit = self.shared_bytes_per_block - resources.shared
+            static = api.funcGetAttribute(api.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function.ptr)
+            limit = self.shared_bytes_per_block - static
             api.funcSetAttribute(function.ptr, api.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, limit)
 
         def launch(grid: Grid, block: Grid, args: Sequence[Any], shared_bytes: int) -> None:

@@ -41,7 +41,7 @@ KERNEL(THREADS, 4) unpool_forward(const Pool g, const Element *__restrict__ x, c
         const int begin = (int)(item % pieces) * length, n = (int)(item / pieces / groups);
         const int c = (int)(item / pieces % groups) * group + channel, count = min(length, plane - begin);
         const bool inside = c < g.channels;
-        __syncthreads();  // the last piece has been written
+        // What a thread clears here it alone has read of the last piece.
         for (int i = threadIdx.x; i < length * group; i += THREADS) winners[i] = 0;
         __syncthreads();
         if (inside) {

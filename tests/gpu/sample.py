@@ -17,7 +17,7 @@ from fastconv.registry import ROWS
 from fastconv.testing import check_row
 from tests.gpu.mirror import REHEARSAL, Mirror
 
-SECONDS = 75
+SECONDS = 60
 """After which no row is begun: under the sanitizer each takes seconds."""
 CONVS = (
     conv_problem("conv2d", 2, (1, 18, 9, 11), (20, 18, 3, 3), padding=1),

@@ -286,3 +286,51 @@ def test_more_elements_than_an_int_counts(gpu):
     assert np.abs(got / float(x[:, :, 1:-1, 1:-1].sum(dtype=np.float64)) - 1).max() < 1e-3
     del x, ones
     gpu.get_default_memory_pool().free_all_blocks()
+
+
+def far(cupy, shape):
+    """An uninitialised array whose images are 2^31 elements apart and some: few of them, 64-bit offsets."""
+    apart, image = 2**31 + 4, int(np.prod(shape[1:]))
+    whole, packed = cupy.empty((shape[0] - 1) * apart + image, np.float32), np.empty(shape, np.float32).strides
+    return cupy.lib.stride_tricks.as_strided(whole, shape, (4 * apart, *packed[1:]))
+
+
+def fill(array, values):
+    """Image by image, so that nothing hangs on CuPy's own handling of such strides."""
+    for image, here in zip(array, values, strict=True):
+        image[...] = here
+
+
+@pytest.mark.parametrize("row", CONV, ids=lambda r: r.name)
+def test_strides_that_an_int_does_not_count(gpu, row):
+    free, _ = gpu.cuda.runtime.memGetInfo()
+    if free < 24 << 30:
+        pytest.skip(f"needs 24 GiB of free memory, there are {free >> 30}")
+    ran = 0
+    for shape, weights, parameters in SHAPES:
+        shape = (2, *shape[1:])
+        problem = conv_problem("conv2d", 2, shape, weights, device="cuda", direction=row.direction, **parameters)
+        if row.refuses(problem) is not None:
+            continue
+        x, w, dy = integers(shape), integers(weights, seed=1), integers(problem.geometry.output_shape, seed=2)
+        there, how = far(gpu, dy.shape), {"algorithm": row.algorithm, **parameters}
+        if row.direction == "grad_input":
+            fill(there, gpu.asarray(dy))
+            got = fc.grad.conv2d_input(shape, gpu.asarray(w), there, **how)
+            expected = reference(fc.grad.conv2d_input, shape, w, dy, **parameters)
+        else:
+            given = far(gpu, shape)
+            fill(given, gpu.asarray(x))
+            if row.direction == "forward":
+                got = fc.conv2d(given, gpu.asarray(w), out=there, **how)
+                expected = reference(fc.conv2d, x, w, **parameters)
+            else:
+                fill(there, gpu.asarray(dy))
+                got = fc.grad.conv2d_weight(given, weights, there, **how)
+                expected = reference(fc.grad.conv2d_weight, x, weights, dy, **parameters)
+            del given
+        close(gpu.stack(list(got)), expected)
+        del there, got
+        gpu.get_default_memory_pool().free_all_blocks()
+        ran += 1
+    assert ran

@@ -9,6 +9,7 @@ import fastconv as fc
 from fastconv import nn, optim
 from fastconv.testing import integers
 from fastconv.train import build_model
+from tests.gpu import operations
 from tests.support import require
 
 
@@ -58,6 +59,38 @@ def test_a_residual_network_learns(cupy):
     x, labels = cupy.asarray(integers((6, 3, 10, 10), seed=2)), cupy.asarray(np.arange(6) % 3)
     found = losses(model, x, labels, 12, lr=0.02)
     assert found[-1] < 0.8 * found[0]
+
+
+@pytest.mark.parametrize("kind", operations.KINDS)
+def test_every_operation_of_networks(cupy, kind):
+    require("numba")
+    operations.compare(kind, cupy.asarray, "cuda")
+
+
+def test_networks_on_the_second_device(gpu):
+    require("numba")
+    if gpu.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one GPU")
+
+    def put(array):
+        with gpu.cuda.Device(1):
+            return gpu.asarray(array)
+
+    for kind in operations.KINDS:
+        operations.compare(kind, put, "cuda:1")
+
+
+def test_dropout(cupy):
+    """Drawn on the device, by the seed."""
+    x, drop = cupy.asarray(np.ones((100, 100), np.float32)), nn.Dropout(0.25)
+    results = []
+    for _ in range(2):
+        nn.manual_seed(5)
+        results.append(drop(x).get())
+    np.testing.assert_array_equal(*results)
+    assert np.array_equal(np.unique(results[0]), np.float32([0, 1 / 0.75]))
+    assert abs(results[0].mean() - 1) < 0.03
+    assert not np.array_equal(drop(x).get(), results[0])
 
 
 def test_the_training_program(cupy, tmp_path, monkeypatch):
@@ -112,3 +145,32 @@ def test_pytorchs_functions(gpu):
         x.grad = w.grad = None
     for ours, theirs in zip(*gradients, strict=True):
         assert (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max()
+
+
+def test_a_converted_pytorch_model(gpu):
+    """Plans with weights packed and normalisation folded in, in both formats and on a stream of PyTorch's."""
+    torch = require("torch")
+    from fastconv.backends.torch import convert
+
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
+    layers = [
+        torch.nn.Conv2d(8, 16, 3, padding=1), torch.nn.BatchNorm2d(16), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(16, 16, 1), torch.nn.ConvTranspose2d(16, 4, 2, stride=2),
+    ]  # fmt: skip
+    model = torch.nn.Sequential(*layers).cuda().eval()
+    x = torch.randn(2, 8, 20, 24, device="cuda")
+    with torch.no_grad():
+        model[1].running_mean.normal_()
+        expected = model(x)
+        convert(model)
+        for form in (torch.contiguous_format, torch.channels_last):
+            given = x.to(memory_format=form)
+            torch.cuda.synchronize()
+            for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+                with torch.cuda.stream(stream):
+                    results = [model(given) for _ in range(3)]
+                    stream.synchronize()
+                    for got in results:
+                        assert got.is_contiguous(memory_format=form)
+                        assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()

@@ -16,7 +16,7 @@ from fastconv.kernels.cuda import module
 from fastconv.kernels.cuda.module import EVERY, Instance, Resources, compile_cubin
 from fastconv.registry import ROWS, resolve
 from tests.cuda_emulator.driver import HEADERS
-from tests.support import REQUIRED
+from tests.support import require_nvrtc
 
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor, of every architecture since 2014
 STATIC_SHARED = 48 << 10
@@ -24,13 +24,7 @@ STATIC_SHARED = 48 << 10
 
 @pytest.fixture(scope="module", autouse=True)
 def _nvrtc():
-    try:
-        module.nvrtc()
-    except ImportError as error:
-        reason = f"needs CuPy and NVRTC (cupy-cuda13x, nvidia-cuda-nvrtc): {error}"
-        if "nvrtc" in REQUIRED:
-            pytest.fail(f"FASTCONV_REQUIRE names nvrtc: {reason}")
-        pytest.skip(f"{reason}; FASTCONV_REQUIRE=nvrtc makes this a failure")
+    require_nvrtc()
 
 
 def files() -> dict[str, set[Instance]]:

@@ -11,7 +11,7 @@ from fastconv.kernels.cuda import gemm, gemm_tiles, im2col, im2col_weight, modul
 from fastconv.kernels.cuda.gemm_tiles import LARGE, NARROW, SLIM, SMALL, TILES, Choice, choose
 from fastconv.kernels.geometry import ConvGeometry
 from fastconv.problem import conv_problem
-from fastconv.registry import ROWS
+from fastconv.registry import CUDA_POSITIONS, ROWS
 from fastconv.testing import check_row, integers
 from tests.cuda_emulator.driver import EmulatedError, Emulator
 from tests.guard import guarded
@@ -118,6 +118,14 @@ def test_every_tile_of_weight_gradients(layout, channels, tile, splits, forced):
     gather, width = ("POSITIONS", 1) if layout == "channels_first" else ("CHANNELS", 1 if channels % 4 else 4)
     tile = im2col_weight.SMALL if layout == "channels_last" and width == 1 else tile
     assert emulators[0].instances == {im2col_weight._kernel(gather, width, tile), *[gemm.ADD] * (splits > 1)}
+
+
+def test_an_int_counts_to_the_end_of_the_last_tile():
+    assert max(tile.rows for tile in TILES) - 1 + CUDA_POSITIONS < 2**31
+    row = next(r for r in ROWS if (r.device, r.algorithm, r.direction) == ("cuda", "im2col", "forward"))
+    for positions, refused in ((CUDA_POSITIONS, False), (CUDA_POSITIONS + 1, True)):
+        problem = conv_problem("conv1d", 1, (1, 4, positions), (4, 4, 3), padding=1, device="cuda")
+        assert (row.refuses(problem) is not None) is refused
 
 
 def test_tiles_fit_the_shared_memory_of_every_gpu():

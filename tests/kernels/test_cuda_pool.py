@@ -293,7 +293,9 @@ def fresh_plans():
 def test_blocks_that_take_several_items(monkeypatch):
     """Grids end at 2^31 - 1 blocks; here at 2."""
     monkeypatch.setattr(tiles, "MAX_GRID", 2)
-    for problem in (STRIDED[1], STRIDED[3], GENERAL[1], GENERAL[4], unpool_problem("unpool", 2, (2, 9, 60, 56), 2)):
+    shared = pool_problem("pool", 2, "max_pool", (3, 40, 7, 7), 7, indices=True)  # by threads, 32 windows a block
+    unpooled = unpool_problem("unpool", 2, (2, 9, 60, 56), 2)
+    for problem in (STRIDED[1], STRIDED[3], GENERAL[1], GENERAL[4], shared, unpooled):
         for layout in LAYOUTS:
             for direction in ("forward", "grad_input"):
                 launched(problem, layout=layout, direction=direction)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastconv.kernels.cpu import blocking, depthwise, depthwise_plan, direct, simd
+from fastconv.kernels.cpu import blocking, depthwise, depthwise_plan, direct, simd, tiles
 from fastconv.kernels.cpu.arrays import weight_view
 from fastconv.kernels.cpu.weights import pack_columns, pack_rows
 from fastconv.kernels.geometry import ConvGeometry
@@ -43,7 +43,7 @@ def test_columns_are_packed_tap_by_tap(sizes, dtype):
     np.testing.assert_array_equal(packed, want)
 
 
-@pytest.mark.parametrize("height", sorted({simd.PIXEL_ROWS, simd.TILE_ROWS}))
+@pytest.mark.parametrize("height", sorted({tiles.PIXEL_ROWS, tiles.TILE_ROWS}))
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_rows_are_packed_channel_by_channel(sizes, dtype, height):
