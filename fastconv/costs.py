@@ -35,6 +35,7 @@ COSTS: dict[str, dict[str, float]] = {
         "copied": 5.76e-10,
         "finished": 2.93e-10,
         "packed": 6.27e-10,
+        "phases": 1.5e-05,
         "prepared": 2.23e-10,
         "products": 1.07e-11,
         "streamed": 7.17e-13,
@@ -52,6 +53,7 @@ COSTS: dict[str, dict[str, float]] = {
     "im2col": {
         "elementwise": 5.27e-11,
         "packed": 9.02e-11,
+        "phases": 1.5e-05,
         "pieces": 2.48e-09,
         "prepared": 1.8e-09,
         "products": 1.94e-11,
@@ -70,6 +72,7 @@ COSTS: dict[str, dict[str, float]] = {
     },
     "lanes": {
         "packed": 3.31e-10,
+        "phases": 1.5e-05,
         "products": 2.6e-11,
         "sums": 3.86e-10,
         "turned": 1.37e-10,
@@ -94,6 +97,7 @@ COSTS: dict[str, dict[str, float]] = {
     "pointwise": {
         "elementwise": 1.34e-09,
         "packed": 9.96e-11,
+        "phases": 1.5e-05,
         "prepared": 9.36e-10,
         "products": 1.49e-11,
         "scattered": 3.86e-09,
@@ -154,6 +158,7 @@ class _Sizes:
         self.weights = math.prod(g.weight_shape)
         self.strided = max(g.stride) > 1
         self.last = problem.layout == "channels_last"
+        self.phases = math.prod(g.stride) - 1 if back else 0  # beyond the first, most kernels compute one by one
         # a phase of the stride sees only its share of the taps
         self.depth = max(1.0, g.multiply_adds / max(1, self.pixels * self.outputs * g.groups))
 
@@ -189,6 +194,7 @@ def direct_work(problem: ConvProblem) -> Work:
         "packed": 0.0 if s.last else s.read * _up(s.inputs, 16) / s.inputs,
         "copied": s.read if s.last and s.taps > 1 else 0.0,
         "streamed": blocks * s.weights,
+        "phases": s.phases,
         "prepared": 0.0 if problem.prepared else s.weights,
     }
 
@@ -202,6 +208,7 @@ def lanes_work(problem: ConvProblem) -> Work:
         "sums": s.pixels * lanes,
         "packed": s.read,
         "turned": 0.0 if s.last else s.written,
+        "phases": s.phases,
         "prepared": 0.0 if problem.prepared else s.weights,
     }
 
@@ -235,9 +242,12 @@ def lanes_weight_work(problem: ConvProblem) -> Work:
 
 def planar_work(problem: ConvProblem) -> Work:
     """Lanes are pixels of a row, 8 output channels a tile. Blocks are small where channels are many, and each reads all
-    weights."""
-    s = _Sizes(problem)
-    return _pixel_work(problem, s, s.size[-1], PLANE_BYTES // max(problem.geometry.stride))
+    weights. An input gradient computes the phases of its stride from one block."""
+    s, stride = _Sizes(problem), problem.geometry.stride
+    if problem.direction == "forward" or stride[-1] == 1:
+        return _pixel_work(problem, s, s.size[-1], PLANE_BYTES // max(stride))
+    work = _pixel_work(problem, s, -(-s.size[-1] // stride[-1]), PLANE_BYTES * math.prod(stride))
+    return {**work, "scattered": 0.0, "phases": 0.0}
 
 
 def pointwise_work(problem: ConvProblem) -> Work:
@@ -263,6 +273,7 @@ def _pixel_work(problem: ConvProblem, s: _Sizes, width: int, slab: int) -> Work:
         "scattered": s.written if s.strided and problem.direction == "grad_input" else 0.0,
         "elementwise": float(s.read + s.written) if s.last else 0.0,
         "streamed": s.batch * max(1.0, math.prod(s.size) / block) * s.weights,
+        "phases": s.phases,
         "prepared": 0.0 if problem.prepared else s.weights,
     }
 
@@ -280,6 +291,7 @@ def im2col_work(problem: ConvProblem) -> Work:
         "streamed": max(1.0, s.pixels / PANEL_PIXELS) * s.weights,
         "written": s.written,
         "elementwise": matrix if s.strided or s.last else 0.0,
+        "phases": s.phases,
         "prepared": 0.0 if problem.prepared else s.weights,
     }
 

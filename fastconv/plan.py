@@ -189,9 +189,10 @@ class ConvPlan:
             self._kernel(x, self._w, self._bias, residual, out, workspace=workspace)
 
         packed = self._kernel.keywords["packed"]
-        if not self._on_cpu or not isinstance(packed, np.ndarray):
+        weights = packed if isinstance(packed, list) else [packed]  # of each phase of a transposed convolution
+        if not self._on_cpu or not all(isinstance(w, np.ndarray) for w in weights):
             return None
-        kept = (packed, workspace) if self._bias is None else (packed, workspace, self._bias)
+        kept = (*weights, workspace) if self._bias is None else (*weights, workspace, self._bias)
         return record(run, *((x, out) if residual is None else (x, residual, out)), kept=kept)
 
     @property

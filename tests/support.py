@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastconv.kernels.cpu import blocking
+from fastconv.kernels.cpu import blocking, planar_blocking
 from fastconv.kernels.cuda import module
 from fastconv.registry import Row, resolve
 from fastconv.testing import check_row
@@ -41,7 +41,8 @@ def threads_for_small_problems(*elements: ModuleType, sizes: list[Any]) -> Itera
     How many threads a problem uses is part of what is cached. Plans belong to a geometry's correlation, ``sizes`` (of
     workspaces) to the geometry; with either left from outside, a kernel would run in a workspace of another one's size.
     """
-    caches = (blocking.correlation, blocking.padded, blocking.phase_correlations, *sizes)
+    cuts = (blocking.phase_correlations, planar_blocking.joined_phases)
+    caches = (blocking.correlation, blocking.padded, *cuts, *sizes)
 
     def forget() -> None:
         for cached in caches:

@@ -14,10 +14,10 @@ onnx = require("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
+from fastconv.backends.memory import Life, offsets  # noqa: E402
 from fastconv.backends.onnx import passes  # noqa: E402
 from fastconv.backends.onnx.executor import PROGRAMS, Executor  # noqa: E402
 from fastconv.backends.onnx.graph import build  # noqa: E402
-from fastconv.backends.onnx.memory import Life, offsets  # noqa: E402
 from fastconv.plan import ConvPlan  # noqa: E402
 
 Array = np.ndarray[Any, Any]

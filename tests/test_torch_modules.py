@@ -345,3 +345,14 @@ def test_refused_calls_go_to_pytorch_with_the_reason():
     with torch.no_grad(), pytest.raises(RuntimeError):
         conv(torch.ones(1, 3, 8, 8).double())
     assert conv(torch.ones(0, 3, 8, 8)).shape == (0, 4, 6, 6)
+
+
+def test_parameters_made_in_inference_mode_are_no_plans():
+    """Nobody counts what is written to them: calls see them as they are, and explain says why they take longer."""
+    with torch.inference_mode():
+        model = fct.convert(chain()).to(memory_format=torch.channels_last).double().eval()
+        x = image().double()
+        for _ in range(4):
+            close(model(x), chain_reference(model, x))
+            model[0].weight.mul_(1.5)
+        assert "no version counters" in str(fct.explain(model))

@@ -221,14 +221,17 @@ def fold_bytes(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
     return aligned(images * geometry.in_channels * plane * itemsize) + threads * fold_row(geometry) * itemsize
 
 
-def phase_bytes(geometry: ConvGeometry, itemsize: int, threads: int, nbytes: Callable[[Correlation], int]) -> int:
+def phase_bytes(
+    geometry: ConvGeometry, itemsize: int, threads: int, nbytes: Callable[[Correlation], int],
+    phases: Callable[[ConvGeometry], tuple[tuple[Phase, Correlation], ...]] = phase_correlations,
+) -> int:  # fmt: skip
     """Workspace of an input gradient whose phases need ``nbytes`` each, one after another."""
     batches = {geometry.batch}
     images = fold_images(geometry, itemsize)
     if images:
         batches = {images, geometry.batch % images or images}
     geometries = [replace(geometry, batch=n) for n in batches]
-    most = max((nbytes(c) for g in geometries for _, c in phase_correlations(g)), default=0)
+    most = max((nbytes(c) for g in geometries for _, c in phases(g)), default=0)
     return most + fold_bytes(geometry, itemsize, threads)
 
 

@@ -8,7 +8,7 @@ An algorithm brings three functions,
     prepare(c, itemsize, threads)                  the constant part of its table (see ``bound``)
 
 for a :class:`~fastconv.kernels.cpu.blocking.Correlation` ``c``. Forward is one correlation; the input gradient is one
-of dy for each phase of the stride, with input and output channels exchanged.
+of dy for each phase of the stride, with input and output channels exchanged (``planar`` has one for all phases).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .fold import fold
 from .half import in_float32
 
 Pack = Callable[..., np.ndarray]
+Phases = Callable[[ConvGeometry], tuple[tuple[Phase, blocking.Correlation], ...]]
 Unpacked = Callable[..., Prepare | None]
 
 
@@ -44,12 +45,14 @@ class EntryPoints(NamedTuple):
 
 
 def entry_points(
-    pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = False, unpacked: Unpacked | None = None
-) -> EntryPoints:
+    pack: Pack, kernel: Any, prepare: Prepare, *, native16: bool = False, unpacked: Unpacked | None = None,
+    phases: Phases = blocking.phase_correlations,
+) -> EntryPoints:  # fmt: skip
     """The contract's functions of the algorithm that ``pack``, ``kernel`` and ``prepare`` are.
 
     16-bit arrays are converted to float32 around it, unless it takes them as they are (``native16``; the bias then
-    comes in float32). ``unpacked`` says how to prepare a forward kernel that packs its weights itself, where it should.
+    comes in float32). ``unpacked`` says how to prepare a forward kernel that packs its weights itself, where it should;
+    ``phases`` by which correlations an input gradient is computed.
     """
     converted: Any = _identity if native16 else in_float32
     weights: Any = _identity if native16 else computable
@@ -87,7 +90,7 @@ def entry_points(
             other = None if residual is None else lifted(residual)
             arrays = (lifted(dy), w, bias_row(bias), other, lifted(target))
             scratch = Workspace(workspace)
-            correlate_gradient(pack, kernel, prepare, geometry, *arrays, activation, packed, scratch, threads)
+            correlate_gradient(pack, kernel, prepare, phases, geometry, *arrays, activation, packed, scratch, threads)
 
     def pack_forward(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
         """Weights packed for ``forward`` (in float32 where they have 16 bits)."""
@@ -96,8 +99,7 @@ def entry_points(
     def pack_grad_input(geometry: ConvGeometry, w: np.ndarray) -> list[np.ndarray]:
         """Weights packed for ``grad_input``, one array a phase."""
         w = weights(w)
-        phases = blocking.phase_correlations(geometry)
-        return [pack(c, phase_weights(geometry, phase, w), None, 1) for phase, c in phases]
+        return [pack(c, phase_weights(geometry, phase, w), None, 1) for phase, c in phases(geometry)]
 
     return EntryPoints(forward, grad_input, pack_forward, pack_grad_input)
 
@@ -109,7 +111,7 @@ def phase_weights(geometry: ConvGeometry, phase: Phase, w: np.ndarray) -> np.nda
 
 
 def correlate_gradient(
-    pack: Pack, kernel: Any, prepare: Prepare, geometry: ConvGeometry, dy: np.ndarray,
+    pack: Pack, kernel: Any, prepare: Prepare, phases: Phases, geometry: ConvGeometry, dy: np.ndarray,
     w: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None, out: np.ndarray, activation: str | None,
     packed: list[np.ndarray] | None, workspace: Workspace, threads: int,
 ) -> None:  # fmt: skip
@@ -118,7 +120,8 @@ def correlate_gradient(
     With padding that is not zeros: the gradient of the padded input first, then folded back.
     """
     if geometry.padding_mode == "zeros":
-        _phases(pack, kernel, prepare, geometry, dy, w, bias, residual, out, activation, packed, workspace, threads)
+        arrays = (dy, w, bias, residual, out)
+        _phases(pack, kernel, prepare, phases, geometry, *arrays, activation, packed, workspace, threads)
         return
     images = blocking.fold_images(geometry, out.itemsize)
     size = blocking.padded(geometry).input_size
@@ -134,17 +137,17 @@ def correlate_gradient(
         gradient = held[: part.batch]
         mark = workspace.used
         arguments = (dy[first : first + part.batch], w, None, None, gradient, None, packed, workspace, threads)
-        _phases(pack, kernel, prepare, part, *arguments)
+        _phases(pack, kernel, prepare, phases, part, *arguments)
         workspace.used = mark
         fold(gradient, sources, first, rows, bias, residual, out, activation, threads)
 
 
 def _phases(
-    pack: Pack, kernel: Any, prepare: Prepare, geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray,
+    pack: Pack, kernel: Any, prepare: Prepare, phases: Phases, geometry: ConvGeometry, dy: np.ndarray, w: np.ndarray,
     bias: np.ndarray | None, residual: np.ndarray | None, out: np.ndarray, activation: str | None,
     packed: list[np.ndarray] | None, workspace: Workspace, threads: int,
 ) -> None:  # fmt: skip
-    for i, (phase, c) in enumerate(blocking.phase_correlations(geometry)):
+    for i, (phase, c) in enumerate(phases(geometry)):
         grid = (slice(None), slice(None), *phase.grid)
         mark = workspace.used
         if packed is None:

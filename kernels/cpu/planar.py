@@ -24,157 +24,29 @@ memory in the L1 cache, to which bias, residual and activation are applied. To c
 Wins where ``direct`` must turn much data for few products: first layers of 1 to 4 channels, 8 output channels (direct's
 vectors stand half empty); ``pointwise`` is its sister for 1x1 kernels. Loses where rows are short (of a row of 7 pixels
 a vector wastes 9 lanes) and to channels-last input, whose pixels lie far apart.
+
+Input gradients with a stride in the columns have a kernel of their own, ``planar_phases``.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from .arrays import Workspace, address, aligned_empty
+from .arrays import Workspace, aligned_empty
 from .blocking import Correlation
 from .compile import jit
 from .epilogue import RELU6, add_run, finish
-from .gemm import copy_strided, multiply_pixels, zero
+from .gemm import multiply_pixels, zero
 from .phases import entry_points
-from .planar_blocking import planar_forward
+from .planar_blocking import Joined, joined_phases, planar_forward
+from .planar_phases import pack_phases, phase_constants, phases_range
+from .planar_slab import FIELDS, Layout, constants, pack_planes
 from .simd import keep_whole, load, pointer, shift, transpose_part, transpose_square, unpack, vector_lanes
 from .tiles import PIXEL_ROWS
 from .weights import pack_rows
-
-
-class Layout(NamedTuple):
-    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
-
-    x: int
-    x_n: int
-    x_c: int
-    x_d: int
-    x_h: int
-    x_w: int
-    out: int
-    out_n: int
-    out_c: int
-    out_d: int
-    out_h: int
-    out_w: int
-    residual: int  # 0: none
-    residual_n: int
-    residual_c: int
-    residual_d: int
-    residual_h: int
-    residual_w: int
-    bias: int  # 0: none
-    activation: int
-    weights: int  # packed
-    scratch: int  # thread t's begins at scratch + t * thread_bytes
-    # from here on the same in every call with this geometry
-    thread_bytes: int
-    slab_bytes: int
-    line_bytes: int
-    tile_bytes: int
-    source_d: int
-    source_h: int
-    segments: int
-    segment_count: int
-    offsets: int  # slab offset of each (c, tap)
-    depth: int  # how many
-    batch: int
-    groups: int
-    group_inputs: int
-    group_outputs: int
-    k_blocks: int
-    k_parts: int
-    rows: int
-    columns: int
-    row_blocks: int
-    column_blocks: int
-    slab_rows: int
-    slab_columns: int
-    phases: int
-    pitch: int
-    channel_step: int
-    kernel_d: int
-    stride_d: int
-    dilation_d: int
-    out_depth: int
-    stride_h: int
-    out_height: int
-    stride_w: int
-    out_width: int
-
-
-_FIELDS = len(Layout._fields)
-
-
-@jit(inline=True)
-def pack_line(segments, segment_count, step_w, source, target, first_column, columns):
-    """``columns`` padded positions of an input row of one channel, from ``first_column``."""
-    keep_whole()
-    for i in range(0, 4 * segment_count, 4):
-        start, first, count = load(segments, i), load(segments, i + 1), load(segments, i + 3)
-        begin = max(start, first_column)
-        n = min(start + count, first_column + columns) - begin
-        if n <= 0:
-            continue
-        t, step = shift(target, begin - first_column), load(segments, i + 2)
-        if first < 0:
-            zero(t, n)
-        else:
-            copy_strided(shift(source, (first + (begin - start) * step) * step_w), step * step_w, t, n)
-
-
-@jit(inline=True)
-def split_phases(phases, line, target, pitch, n):
-    """``target[f * pitch + i] = line[i * phases + f]``: positions of one residue side by side. A stride of 4 is split
-    twice by 2, whose shuffles are five times as fast as a loop."""
-    keep_whole()
-    if phases == 4:
-        half = shift(line, n)
-        for f in range(2):
-            m = (n - f + 1) // 2
-            copy_strided(shift(line, f), 2, half, m)
-            copy_strided(half, 2, shift(target, f * pitch), (m + 1) // 2)
-            copy_strided(shift(half, 1), 2, shift(target, (f + 2) * pitch), m // 2)
-    else:
-        for f in range(min(phases, n)):
-            copy_strided(shift(line, f), phases, shift(target, f * pitch), (n - f + phases - 1) // phases)
-
-
-@jit(inline=True)
-def pack_planes(table, kind, slab, line, n, channel, od, oh0, rows, ow0, columns):
-    """The slab under the block at (n, od, oh0, ow0), for a group's input channels from ``channel``."""
-    keep_whole()
-    g = Layout(*unpack(table, _FIELDS))
-    lanes = vector_lanes(kind)
-    source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
-    segments, x = pointer(g.segments, table), shift(pointer(g.x, kind), n * g.x_n)
-    used = (rows - 1) * g.stride_h + g.slab_rows - (g.rows - 1) * g.stride_h
-    wide = (columns - 1) * g.stride_w + g.slab_columns - (g.columns - 1) * g.stride_w
-    row_step = g.phases * g.pitch
-    for c in range(g.group_inputs):
-        plane_x, plane = shift(x, (channel + c) * g.x_c), shift(slab, c * g.channel_step)
-        for j in range(g.kernel_d * used):
-            d = load(source_d, od * g.stride_d + j // used * g.dilation_d)
-            h = load(source_h, oh0 * g.stride_h + j % used)
-            target = shift(plane, (j // used * g.slab_rows + j % used) * row_step)
-            if d < 0 or h < 0:
-                zero(target, row_step)
-                continue
-            source = shift(plane_x, d * g.x_d + h * g.x_h)
-            if g.phases == 1:
-                pack_line(segments, g.segment_count, g.x_w, source, target, ow0, wide)
-                zero(shift(target, wide), g.pitch - wide)
-            else:
-                pack_line(segments, g.segment_count, g.x_w, source, line, ow0 * g.stride_w, wide)
-                split_phases(g.phases, line, target, g.pitch, wide)
-                for f in range(g.phases):
-                    filled = (wide - f + g.phases - 1) // g.phases
-                    zero(shift(target, f * g.pitch + filled), g.pitch - filled)
-        # tiles read whole vectors: what they see past the end must not be subnormal numbers, which multiply slowly
-        zero(shift(plane, ((g.kernel_d - 1) * g.slab_rows + used) * row_step), lanes)
 
 
 @jit(inline=True)
@@ -182,7 +54,7 @@ def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zer
     """Channel blocks ``first`` to ``last`` of channels-last output: tiles one below the other, until their rows are a
     vector of channels, then transposed straight into the output."""
     keep_whole()
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
     ld, step = 3 * lanes, max(1, lanes // PIXEL_ROWS)
     out, offsets, bias = pointer(g.out, kind), pointer(g.offsets, table), pointer(g.bias, kind)
@@ -214,7 +86,7 @@ def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zer
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
     memory = g.scratch + t * g.thread_bytes
     slab, memory = pointer(memory, kind), memory + g.slab_bytes
@@ -289,37 +161,33 @@ def forward_range(t, threads, table, chunk, kind):
                     p += wide
 
 
+def _kernel(c: Correlation, strides: tuple[int, ...]) -> Any:
+    return phases_range if isinstance(c, Joined) else forward_range
+
+
 @lru_cache(maxsize=256)
-def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], Any]:
     """The plan of one of blocking's cached correlations, which compare by identity."""
     plan = planar_forward(c, itemsize, threads, PIXEL_ROWS)
-    depth, height, width = c.axes
+    if isinstance(c, Joined):
+        return phase_constants(c, plan)
+    _, height, width = c.axes
     channel, d, r, s = np.ogrid[: c.group_inputs, : c.kernel[0], : c.kernel[1], : c.kernel[2]]
     column = s * width.dilation
     row = (d * plan.slab_rows + r * height.dilation) * plan.phases + column % plan.phases
-    offsets = np.ascontiguousarray(
-        (channel * plan.channel_step + row * plan.pitch + column // plan.phases).ravel(), np.int64
-    )
-    segments, segment_count = c.segments
-    fixed = (
-        sum(plan.scratch), *plan.scratch[:3],
-        address(depth.source), address(height.source), address(segments), segment_count,
-        address(offsets), offsets.size,
-        c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
-        plan.rows, plan.columns, plan.row_blocks, plan.column_blocks, plan.slab_rows, plan.slab_columns,
-        plan.phases, plan.pitch, plan.channel_step,
-        depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
-    )  # fmt: skip
-    return fixed, (depth.source, height.source, segments, offsets)
+    offsets = channel * plan.channel_step + row * plan.pitch + column // plan.phases
+    return constants(c, plan, np.ascontiguousarray(offsets.ravel(), np.int64))
 
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
     """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
     size = planar_forward(c, w.itemsize, threads, PIXEL_ROWS).packed
     packed = scratch.take(size, w.dtype) if scratch else aligned_empty(size, w.dtype)
-    if size:
+    if isinstance(c, Joined):
+        pack_phases(c, w, packed, threads)
+    elif size:
         pack_rows(w, packed, PIXEL_ROWS, threads)
     return packed
 
 
-forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, _kernel, _prepare, phases=joined_phases)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-from ..geometry import ConvGeometry
+from ..geometry import ConvGeometry, Phase, Sizes
 from .blocking import (
     LINE_BYTES,
     MAX_PIXEL_ROWS,
     MAX_VECTOR_BYTES,
     PIXEL_VECTORS,
     Correlation,
+    _axis,
     _with_half,
     aligned,
     correlation,
     even,
     makespan,
+    padded,
     phase_bytes,
+    phase_correlations,
     round_up,
 )
 
@@ -28,6 +33,63 @@ PANEL_BYTES = 160 << 10  # of each of a 1x1's two slabs; 96 loses up to 8% (fewe
 PLANE_PIXELS = 8192  # of one thread's block of planes
 SQUARE_ROWS = MAX_VECTOR_BYTES // 4  # of tiles one below the other, to be turned: as many as a vector has lanes
 TILE_BYTES = aligned(SQUARE_ROWS * PIXEL_VECTORS * MAX_VECTOR_BYTES) + LINE_BYTES  # sums, and zeros
+
+
+class PhaseTaps(NamedTuple):
+    """One phase of an input gradient: the weights that it sees, and their places in the slab, for each axis."""
+
+    taps: tuple[slice, ...]
+    places: tuple[range, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Joined(Correlation):
+    """All phases of an input gradient (see ``geometry.transposed_phases``) as correlations of one slab of dy.
+
+    The axes are those of the longest phase; their kernels are the positions that some phase reads for one of its
+    outputs, of which each phase has its own: for 4 taps at stride 2
+
+        phase 0 reads dy  i - 1  i                  the slab has
+        phase 1 reads dy         i  i + 1           i - 1  i  i + 1
+    """
+
+    size: Sizes  # of the gradient
+    stride: Sizes
+    counts: Sizes  # of the phases along each axis
+    phases: tuple[PhaseTaps | None, ...]  # None where no tap reaches
+
+    @property
+    def taps(self) -> int:
+        """Those of all phases."""
+        return sum(math.prod(map(len, phase.places)) for phase in self.phases if phase)
+
+
+@lru_cache(maxsize=256)
+def joined_phases(geometry: ConvGeometry) -> tuple[tuple[Phase, Correlation], ...]:
+    """How ``planar`` computes an input gradient: phases whose columns lie between each other's in one go."""
+    g, apart = padded(geometry).lifted(), phase_correlations(geometry)
+    if g.stride[-1] == 1 or len(apart) == 1:
+        return apart
+    reached = [phase for phase, _ in apart if phase.taps]
+    axes, firsts = [], []
+    for a, size in enumerate(g.output_size):
+        lows = [-phase.padding[a][0] for phase in reached]
+        lasts = [low + (p.kernel_size[a] - 1) * p.dilation[a] for low, p in zip(lows, reached, strict=True)]
+        first, last = min(lows, default=0), max(lasts, default=-1)
+        count = -(-g.input_size[a] // g.stride[a])
+        axes.append(_axis(size, last - first + 1, 1, (-first, last + count - size), 1, count, "zeros"))
+        firsts.append(first)
+    phases = []
+    for phase, _ in apart:
+        starts = [-pads[0] - first for pads, first in zip(phase.padding, firsts, strict=True)]
+        places = zip(starts, phase.kernel_size, phase.dilation, strict=True)
+        found = tuple(range(start, start + n * step, step) for start, n, step in places)
+        phases.append(PhaseTaps(phase.taps, found) if phase.taps else None)
+    counts = tuple(min(s, n) for s, n in zip(g.stride, g.input_size, strict=True))
+    shape = (g.batch, g.out_channels, g.in_channels, g.groups)
+    joined = Joined(*shape, (axes[0], axes[1], axes[2]), g.input_size, g.stride, counts, tuple(phases))
+    whole = (slice(None),) * 3
+    return ((Phase(whole, whole, g.input_size, g.kernel_size, g.padding, g.dilation), joined),)
 
 
 @dataclass(frozen=True)
@@ -45,7 +107,7 @@ class PlanarForward:
     channel_step: int  # elements
     k_blocks: int
     k_parts: int
-    scratch: tuple[int, int, int, int]  # slab, a row before it is split in phases, a tile, output runs
+    scratch: tuple[int, int, int, int]  # slab, a row before or after its phases lie apart, tiles, output runs
     packed: int  # elements of the packed weights
 
     @property
@@ -103,13 +165,17 @@ def planar_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int =
     k_parts = max(1, min(-(-c.group_outputs // MAX_PIXEL_ROWS), threads // max(1, others * row_blocks * column_blocks)))
     slab = c.group_inputs * step_of(rows, columns) + PIXEL_VECTORS * lanes
     extent = width.extent(columns)
+    line_bytes, tile_bytes = (2 * extent + 4 * lanes) * itemsize, TILE_BYTES
+    if isinstance(c, Joined):
+        line_bytes = c.stride[-1] * PIXEL_VECTORS * MAX_VECTOR_BYTES
+        tile_bytes = MAX_PIXEL_ROWS * line_bytes + LINE_BYTES
     return PlanarForward(
         rows, columns, row_blocks, column_blocks, height.extent(rows), extent, phases, pitch_of(columns),
         step_of(rows, columns), k_blocks, k_parts,
         (
             aligned(slab * itemsize),
-            aligned((2 * extent + 4 * lanes) * itemsize),
-            TILE_BYTES,
+            aligned(line_bytes),
+            tile_bytes,
             aligned(rows * 4 * 8),
         ),
         c.groups * k_blocks * tile_rows * c.taps * c.group_inputs,
@@ -171,6 +237,7 @@ def pointwise_forward(c: Correlation, itemsize: int, threads: int, tile_rows: in
 
 def _workspaces(
     plan: Callable[[Correlation, int, int], PlanarForward | PointwiseForward],
+    phases: Callable[[ConvGeometry], tuple[tuple[Phase, Correlation], ...]],
 ) -> tuple[Callable[[ConvGeometry, int, int], int], Callable[[ConvGeometry, int, int], int]]:
     """The functions that state the bytes of workspace of ``forward``, its weights packed there too, and
     ``grad_input``."""
@@ -186,13 +253,13 @@ def _workspaces(
 
     @lru_cache(maxsize=512)
     def grad_input(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
-        def phases(size: int) -> int:
-            return phase_bytes(geometry, size, threads, lambda c: nbytes(c, size, threads))
+        def of_phases(size: int) -> int:
+            return phase_bytes(geometry, size, threads, lambda c: nbytes(c, size, threads), phases)
 
-        return _with_half(geometry, itemsize, phases)
+        return _with_half(geometry, itemsize, of_phases)
 
     return forward, grad_input
 
 
-planar_forward_workspace, planar_grad_input_workspace = _workspaces(planar_forward)
-pointwise_forward_workspace, pointwise_grad_input_workspace = _workspaces(pointwise_forward)
+planar_forward_workspace, planar_grad_input_workspace = _workspaces(planar_forward, joined_phases)
+pointwise_forward_workspace, pointwise_grad_input_workspace = _workspaces(pointwise_forward, phase_correlations)

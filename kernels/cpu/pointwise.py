@@ -41,8 +41,8 @@ from .compile import jit
 from .epilogue import RELU6, add_run, finish
 from .gemm import multiply_moving, multiply_pixels, zero
 from .phases import entry_points
-from .planar import pack_line
 from .planar_blocking import pointwise_forward
+from .planar_slab import pack_line
 from .simd import copy, keep_whole, lanes, load, pointer, shift, unpack, vector_lanes
 from .tiles import PIXEL_ROWS
 from .weights import pack_rows

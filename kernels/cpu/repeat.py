@@ -14,7 +14,7 @@ import numpy as np
 
 from .arrays import address
 from .bound import Bound
-from .sequence import _span, record
+from .sequence import record, span
 
 Place = tuple[int, int]  # which array, and bytes from its first element
 
@@ -38,7 +38,7 @@ def repeat(run: Callable[..., None], x: np.ndarray, w: np.ndarray, y: np.ndarray
     launches = record(lambda *_: run(*arrays), x, w, y, kept=others)
     if launches is None:
         return None
-    spans = [_span(a) for a in arrays]
+    spans = [span(a) for a in arrays]
 
     def place(where: int) -> Place:
         i = next((i for i, (low, high) in enumerate(spans) if low <= where < high), len(arrays))

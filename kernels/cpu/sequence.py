@@ -54,7 +54,7 @@ def record(run: Callable[..., Any], *arrays: np.ndarray, kept: Iterable[np.ndarr
         launches = recorder.launches
     finally:
         recorder.launches = before
-    spans = [_span(a) for a in (*arrays, *kept) if a.size]
+    spans = [span(a) for a in (*arrays, *kept) if a.size]
     if not launches or None in launches or any(a.itemsize == 2 for a in arrays):
         return None
     used = {a for one in launches for a in one.addresses if a}
@@ -62,7 +62,7 @@ def record(run: Callable[..., Any], *arrays: np.ndarray, kept: Iterable[np.ndarr
     return launches if itself and all(any(low <= a < high for low, high in spans) for a in used) else None
 
 
-def _span(array: np.ndarray) -> tuple[int, int]:
+def span(array: np.ndarray) -> tuple[int, int]:
     """The addresses from the first byte of an array to behind its last (in NumPy only since version 2)."""
     steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
     first = address(array)

@@ -11,7 +11,8 @@ import pytest
 
 import fastconv
 from fastconv.kernels.cpu import threads as threading_layers
-from fastconv.kernels.cpu.sequence import ABLE, Sequence, _span, record
+from fastconv.kernels.cpu.arrays import aligned_empty
+from fastconv.kernels.cpu.sequence import ABLE, Sequence, record, span
 
 pytestmark = pytest.mark.skipif(not ABLE, reason="no sched_yield here")
 
@@ -112,17 +113,27 @@ def test_what_copies_is_not_noted():
     assert plan.launches(x, None, misaligned(y), workspace) is None
     half = fastconv.plan_conv2d(x.shape, w.astype(np.float16))
     assert half.launches(x.astype(np.float16), None, y.astype(np.float16), workspace) is None
-    folded = fastconv.plan_conv_transpose2d(y.shape, w, stride=2)  # a launch a phase
-    back = np.zeros((1, 4, 13, 13), np.float32)
-    assert folded.launches(y, None, back, workspace) is None
     assert record(lambda a, b: np.copyto(b, a), x, x.copy()) is None
+
+
+@pytest.mark.parametrize(("algorithm", "launches"), [("direct", 4), ("direct_planar", 1)])
+def test_phases_of_a_transposed_convolution(algorithm, launches):
+    rng = np.random.default_rng(3)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 8, 6, 6), (8, 4, 3, 3)))
+    bias = rng.standard_normal(4).astype(np.float32)
+    plan = fastconv.plan_conv_transpose2d(x.shape, w, bias, stride=2, algorithm=algorithm)
+    out, workspace = np.full((1, 4, 13, 13), np.nan, np.float32), aligned_empty(1 << 20, np.dtype(np.uint8))
+    noted = plan.launches(x, None, out, workspace)
+    assert len(noted) == launches
+    Sequence(noted, plan)()
+    np.testing.assert_array_equal(out, plan(x))
 
 
 def test_memory_of_arrays_in_any_order():
     x = np.zeros((3, 4, 5), np.float32)
     low, high = x.ctypes.data, x.ctypes.data + x.nbytes
-    assert _span(x) == _span(x[::-1, :, ::-1]) == _span(x.transpose(2, 0, 1)) == (low, high)
-    assert _span(x[1:, :2, 3:4]) == (x[1:].ctypes.data + 12, x[2, 1, 3:].ctypes.data + 4)
+    assert span(x) == span(x[::-1, :, ::-1]) == span(x.transpose(2, 0, 1)) == (low, high)
+    assert span(x[1:, :2, 3:4]) == (x[1:].ctypes.data + 12, x[2, 1, 3:].ctypes.data + 4)
 
 
 def test_one_element_type():

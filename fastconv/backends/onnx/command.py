@@ -15,9 +15,9 @@ import numpy as np
 
 from ...arguments import typed_sizes
 from ...settings import get_num_threads
+from ..memory import check_fits
 from .executor import Executor
 from .graph import Array, Value
-from .memory import check_fits
 from .model import read_tensor
 from .program import Row
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...extras import extra
+from ..memory import check_fits
 from .graph import Node
-from .memory import check_fits
 
 Array = np.ndarray[Any, Any]
 

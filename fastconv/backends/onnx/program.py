@@ -3,7 +3,7 @@
     infer     every node becomes a task, its shapes known; what follows from shapes alone is computed now
     fuse      passes that compare shapes, and the tasks once more
     layout    channels first or last, for each array
-    place     arrays in one block of memory (:mod:`.memory`); views and parts of concatenations need no place
+    place     arrays in one block of memory (:mod:`..memory`); views and parts of concatenations need no place
     steps     functions bound to their arrays
 
 A node without a task ends the program. It runs through ``onnx.reference``, and what comes after it is compiled for the
@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..memory import Life, block, offsets
 from . import layout, passes
 from .fallback import OWN, Reference
 from .graph import Array, Graph, Node, Value, node_of
 from .layout import Work
-from .memory import Life, block, offsets
 from .operators import Call, Orders, Packed, Replay, Spec, Task, evaluate, task_of
 
 SMALL = 1 << 20

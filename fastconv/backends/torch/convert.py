@@ -67,7 +67,7 @@ def convert(model: Model, *, fold: bool = True) -> Model:
 def _fold(model: nn.Module) -> None:
     found, reasons = graphs(model)
     for module, graph in found.items():
-        if graph.folds:
+        if graph.folds or graph.rows:
             kind: Any = type(module)
             module.__class__ = rewritten(kind)
             module.__dict__["_fastconv"] = Folding(graph)

@@ -83,32 +83,40 @@ class Fold:
 
     def activation_name(self) -> str | None:
         """None also for parameters that fastconv's activation does not have."""
-        a = self.activation
-        if a is None or getattr(a, "approximate", "none") != "none" or getattr(a, "negative_slope", 0.01) != 0.01:
+        if self.activation is None or self.function is not None:
+            return self.function
+        own = self.activation.__dict__  # an attribute that a module lacks takes a microsecond
+        if own.get("approximate", "none") != "none" or own.get("negative_slope", 0.01) != 0.01:
             return None
-        return self.function or ACTIVATIONS[type(a)]
+        return ACTIVATIONS[type(self.activation)]
 
-    def possible(self, x: Any, residual: Any) -> bool:
-        """Whether the followers do now what they do in eval mode, unobserved, and the kernel can do it too."""
+    def undisturbed(self) -> bool:
+        """Whether the followers do now what they do in eval mode, unobserved, and kernels have their activation."""
         for m in self.modules:
             if observed(m):
                 return False
         if self.activation is not None and self.activation_name() is None:
+            return False
+        norm = self.norm
+        if norm is None:
+            return True
+        return not norm.training and "weight" in norm._parameters and "bias" in norm._parameters
+
+    def possible(self, x: Any, residual: Any) -> bool:
+        """Whether that is so, and a kernel can do it for these tensors."""
+        if not self.undisturbed():
             return False
         if self.add is not None and not (
             residual.dtype is x.dtype and residual.device == x.device and residual.layout is torch.strided
             and not torch.is_autocast_enabled(x.device.type)
         ):  # fmt: skip
             return False
-        norm = self.norm
-        if norm is None:
+        if self.norm is None:
             return True
         _, _, mean, var, batches = self.tensors
-        if norm.training or mean is None or var is None or batches is None or mean.device != x.device:
+        if mean is None or var is None or batches is None or mean.device != x.device:
             return False
-        if mean.dtype is not x.dtype and mean.dtype is not torch.float32:
-            return False
-        return "weight" in norm._parameters and "bias" in norm._parameters
+        return mean.dtype is x.dtype or mean.dtype is torch.float32
 
     def weights(self, w: Any, bias: Any, transposed: bool, groups: int) -> tuple[Any, Any]:
         """The weights and the bias that do the batch normalisation's work too."""

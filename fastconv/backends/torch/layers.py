@@ -29,12 +29,14 @@ from fastconv.settings import current_options, default_threads, get_num_threads
 
 from . import convolutions, functions
 from .again import autocast_dtype, only_numbers
-from .folding import Fold
+from .folding import Fold, observed
 from .tensors import array, is_channels_last, on_device, tensor
 from .use import refusal
 
 KEPT_PLANS = 4
 """Plans a module keeps: each holds its own packed weights. The oldest goes first."""
+
+UNCOUNTED = "parameters made in inference mode have no version counters, so weights are packed in each call"
 
 
 class State:
@@ -65,6 +67,8 @@ class Prepared:
         self, plan: Any, reason: str | None, last: bool, tensors: tuple[torch.Tensor | None, ...], parameters: Any
     ) -> None:
         self.plan, self.reason, self.parameters = plan, reason, parameters
+        self.low: torch.dtype | None = None
+        """What autocast has the input converted to."""
         self.shape: tuple[int, ...] = () if plan is None else plan.logical_output
         self.order = None if not last else (0, len(self.shape) - 1, *range(1, len(self.shape) - 1))
         # The aliases keep the memory from being freed: no other tensor can come to lie where these lay.
@@ -166,38 +170,61 @@ class _Convolution(Layer):
 
     def planned(self, input: Any, fold: Fold | None = None, residual: Any = None) -> Any:
         """The result of a plan, or NotImplemented where none may be used."""
-        own = self._parameters
-        w, bias = own.get("weight"), own.get("bias")
-        tensors = (w, bias) if fold is None else (w, bias, *fold.tensors)
-        if self.training or w is None or thread.plain or not only_numbers(input, residual, *tensors):
+        prepared = self.prepared(input, fold, residual)
+        if prepared is None:
             return NotImplemented
+        return prepared(input if prepared.low is None else input.to(prepared.low), residual)
+
+    def prepared(self, input: Any, fold: Fold | None, residual: Any) -> Prepared | None:
+        """The plan of such a call, made now if it is new or was made of what is no more; None where it may not be."""
+        tensors, parameters = self._made_of(fold)
+        if self.training or tensors[0] is None or thread.plain or not only_numbers(input, residual, *tensors):
+            return None
         if input.layout is not torch.strided or (fold is not None and not fold.possible(input, residual)):
-            return NotImplemented
+            return None
         low = autocast_dtype(input)
         threads = default_threads() or (get_num_threads(), current_options())
         device = input.device if input.is_cuda else None
         sum_shape = None if residual is None else residual.shape
         key = (input.shape, input.stride(), input.dtype, device, threads, sum_shape, fold, low)
         state = self.__dict__.get("_fastconv") or self._state()
-        parameters = (
-            self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.output_padding,
-            None if fold is None or fold.norm is None else fold.norm.eps,
-        )  # fmt: skip
-        prepared = state.plans.get(key)
+        prepared: Prepared | None = state.plans.get(key)
         if prepared is None or not prepared.current(tensors, parameters):
-            if input.dim() != self.rank + 2 or any(t is not None and t.is_inference() for t in tensors):
-                return NotImplemented  # no batch dimension; no version counters
-            prepared = self._prepare(input, w, bias, fold, low, tensors, parameters)
+            if input.dim() != self.rank + 2:  # no batch dimension
+                return None
+            if any(t is not None and t.is_inference() for t in tensors):
+                state.unfolded = UNCOUNTED
+                return None
+            prepared = self._prepare(input, *tensors[:2], fold, low, tensors, parameters)
             if residual is not None and prepared.plan is not None and sum_shape != prepared.shape:
                 prepared = Prepared(None, f"the residual has shape {tuple(residual.shape)}", False, tensors, parameters)
+            prepared.low = low
             state.keep(key, prepared)
         if prepared.plan is None:
             if fold is None:
                 state.reason = prepared.reason
             else:
                 state.unfolded = prepared.reason
-            return NotImplemented
-        return prepared(input if low is None else input.to(low), residual)
+            return None
+        return prepared
+
+    def stands(self, prepared: Prepared, fold: Fold | None) -> bool:
+        """Whether a call like the one that gave this plan would find it again, its input and modes being alike."""
+        tensors, parameters = self._made_of(fold)
+        if self.training or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+            return False
+        unchanged = not observed(self) if fold is None else fold.undisturbed()
+        return unchanged and prepared.current(tensors, parameters)
+
+    def _made_of(self, fold: Fold | None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The tensors, weights and bias first, and the parameters that a plan is made of."""
+        own = self._parameters
+        w, bias = own.get("weight"), own.get("bias")
+        parameters = (
+            self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.output_padding,
+            None if fold is None or fold.norm is None else fold.norm.eps,
+        )  # fmt: skip
+        return (w, bias) if fold is None else (w, bias, *fold.tensors), parameters
 
     def _prepare(self, x: Any, w: Any, bias: Any, fold: Any, low: Any, *seen: Any) -> Prepared:
         last = is_channels_last(x)
@@ -282,8 +309,12 @@ class Pooling(Layer):
     function: Callable[..., Any]
     arguments: tuple[str, ...]
 
+    def values(self) -> tuple[Any, ...]:
+        """The arguments as they are now."""
+        return tuple([getattr(self, name) for name in self.arguments])
+
     def forward(self, input: Any) -> Any:
-        y = self._call(type(self).function, (input,), *[getattr(self, name) for name in self.arguments])
+        y = self._call(type(self).function, (input,), *self.values())
         return super().forward(input) if y is NotImplemented else y
 
 

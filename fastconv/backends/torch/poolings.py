@@ -83,9 +83,9 @@ def on_arrays(kind: str, builder: Any, x: torch.Tensor, indices: bool = False, *
     source = channels_last_view(array(x)) if last else array(x)
     ready = pooling.kept_pool(op, builder, source, **keywords)
 
-    def pool(source: Any) -> Any:
-        found = None if ready is None else ready(source, None)  # which is particular about where memory lies
-        found = found or pooling.pool(op, rank, builder, kind, source, **keywords)
+    def pool(source: Any, out: Any = None) -> Any:
+        found = None if ready is None else ready(source, out)  # which is particular about where memory lies
+        found = found or pooling.pool(op, rank, builder, kind, source, out=out, **keywords)
         return found[:2] if indices else found[0]
 
     return pool

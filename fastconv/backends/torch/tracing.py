@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 
 from .folding import ACTIVATIONS, FUNCTIONS, NORMS, Fold, observed
 from .reading import NotTraced, Seen, Variables
+from .rows import join
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -199,7 +200,9 @@ class Graph:
             raise
         except Exception as error:  # whatever a forward may raise that meets symbols instead of tensors
             raise NotTraced(f"it cannot be traced: {str(error).partition(chr(10))[0]}") from None
-        self.folds = _fold_all(graph, dict(module.named_modules(remove_duplicate=False)))
+        modules: dict[Any, nn.Module] = dict(module.named_modules(remove_duplicate=False))
+        self.folds = _fold_all(graph, modules)
+        self.rows = join(graph, modules)
         self.arity = sum(node.op == "placeholder" for node in graph.nodes)
         used = [module, *(m for m in module.modules() if m is not module and m in tracer.inlined)]
         self.module = module

@@ -16,8 +16,8 @@ import numpy as np
 
 from ....arrays import dtype_name
 from ....problem import DTYPES
+from ...memory import check_fits
 from ..graph import Array, Node
-from ..memory import check_fits
 
 Sizes = tuple[int, ...]
 Run = Callable[..., None]

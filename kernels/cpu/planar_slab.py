@@ -1,0 +1,168 @@
+"""Packing planes into a slab whose rows tiles read with pixels in their lanes: what ``planar`` and its gradient share.
+
+    input (N, C, D, H, W), any strides   ->   slab [channel][plane][row][phase][column]
+
+Padding of every mode is written here, once. A row's columns are sorted by their phase (column mod stride), so that the
+pixels under neighbouring outputs are neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .arrays import address
+from .blocking import Correlation
+from .compile import jit
+from .gemm import copy_strided, zero
+from .planar_blocking import PlanarForward
+from .simd import keep_whole, load, pointer, shift, unpack, vector_lanes
+
+
+class Layout(NamedTuple):
+    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
+
+    x: int
+    x_n: int
+    x_c: int
+    x_d: int
+    x_h: int
+    x_w: int
+    out: int
+    out_n: int
+    out_c: int
+    out_d: int
+    out_h: int
+    out_w: int
+    residual: int  # 0: none
+    residual_n: int
+    residual_c: int
+    residual_d: int
+    residual_h: int
+    residual_w: int
+    bias: int  # 0: none
+    activation: int
+    weights: int  # packed
+    scratch: int  # thread t's begins at scratch + t * thread_bytes
+    # from here on the same in every call with this geometry
+    thread_bytes: int
+    slab_bytes: int
+    line_bytes: int
+    tile_bytes: int
+    source_d: int
+    source_h: int
+    segments: int
+    segment_count: int
+    offsets: int  # slab offset of each (c, tap)
+    depth: int  # how many
+    batch: int
+    groups: int
+    group_inputs: int
+    group_outputs: int
+    k_blocks: int
+    k_parts: int
+    rows: int
+    columns: int
+    row_blocks: int
+    column_blocks: int
+    slab_rows: int
+    slab_columns: int
+    phases: int
+    pitch: int
+    channel_step: int
+    kernel_d: int
+    stride_d: int
+    dilation_d: int
+    out_depth: int
+    stride_h: int
+    out_height: int
+    stride_w: int
+    out_width: int
+
+
+FIELDS = len(Layout._fields)
+
+
+@jit(inline=True)
+def pack_line(segments, segment_count, step_w, source, target, first_column, columns):
+    """``columns`` padded positions of an input row of one channel, from ``first_column``."""
+    keep_whole()
+    for i in range(0, 4 * segment_count, 4):
+        start, first, count = load(segments, i), load(segments, i + 1), load(segments, i + 3)
+        begin = max(start, first_column)
+        n = min(start + count, first_column + columns) - begin
+        if n <= 0:
+            continue
+        t, step = shift(target, begin - first_column), load(segments, i + 2)
+        if first < 0:
+            zero(t, n)
+        else:
+            copy_strided(shift(source, (first + (begin - start) * step) * step_w), step * step_w, t, n)
+
+
+@jit(inline=True)
+def split_phases(phases, line, target, pitch, n):
+    """``target[f * pitch + i] = line[i * phases + f]``: positions of one residue side by side. A stride of 4 is split
+    twice by 2, whose shuffles are five times as fast as a loop."""
+    keep_whole()
+    if phases == 4:
+        half = shift(line, n)
+        for f in range(2):
+            m = (n - f + 1) // 2
+            copy_strided(shift(line, f), 2, half, m)
+            copy_strided(half, 2, shift(target, f * pitch), (m + 1) // 2)
+            copy_strided(shift(half, 1), 2, shift(target, (f + 2) * pitch), m // 2)
+    else:
+        for f in range(min(phases, n)):
+            copy_strided(shift(line, f), phases, shift(target, f * pitch), (n - f + phases - 1) // phases)
+
+
+@jit(inline=True)
+def pack_planes(table, kind, slab, line, n, channel, od, oh0, rows, ow0, columns):
+    """The slab under the block at (n, od, oh0, ow0), for a group's input channels from ``channel``."""
+    keep_whole()
+    g = Layout(*unpack(table, FIELDS))
+    lanes = vector_lanes(kind)
+    source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
+    segments, x = pointer(g.segments, table), shift(pointer(g.x, kind), n * g.x_n)
+    used = (rows - 1) * g.stride_h + g.slab_rows - (g.rows - 1) * g.stride_h
+    wide = (columns - 1) * g.stride_w + g.slab_columns - (g.columns - 1) * g.stride_w
+    row_step = g.phases * g.pitch
+    for c in range(g.group_inputs):
+        plane_x, plane = shift(x, (channel + c) * g.x_c), shift(slab, c * g.channel_step)
+        for j in range(g.kernel_d * used):
+            d = load(source_d, od * g.stride_d + j // used * g.dilation_d)
+            h = load(source_h, oh0 * g.stride_h + j % used)
+            target = shift(plane, (j // used * g.slab_rows + j % used) * row_step)
+            if d < 0 or h < 0:
+                zero(target, row_step)
+                continue
+            source = shift(plane_x, d * g.x_d + h * g.x_h)
+            if g.phases == 1:
+                pack_line(segments, g.segment_count, g.x_w, source, target, ow0, wide)
+                zero(shift(target, wide), g.pitch - wide)
+            else:
+                pack_line(segments, g.segment_count, g.x_w, source, line, ow0 * g.stride_w, wide)
+                split_phases(g.phases, line, target, g.pitch, wide)
+                for f in range(g.phases):
+                    filled = (wide - f + g.phases - 1) // g.phases
+                    zero(shift(target, f * g.pitch + filled), g.pitch - filled)
+        # tiles read whole vectors: what they see past the end must not be subnormal numbers, which multiply slowly
+        zero(shift(plane, ((g.kernel_d - 1) * g.slab_rows + used) * row_step), lanes)
+
+
+def constants(c: Correlation, plan: PlanarForward, offsets: np.ndarray) -> tuple[tuple[int, ...], Any]:
+    """The fields of a layout that do not change from call to call, and the arrays that they point to."""
+    depth, height, width = c.axes
+    segments, segment_count = c.segments
+    fixed = (
+        sum(plan.scratch), *plan.scratch[:3],
+        address(depth.source), address(height.source), address(segments), segment_count,
+        address(offsets), offsets.size,
+        c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
+        plan.rows, plan.columns, plan.row_blocks, plan.column_blocks, plan.slab_rows, plan.slab_columns,
+        plan.phases, plan.pitch, plan.channel_step,
+        depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
+    )  # fmt: skip
+    return fixed, (depth.source, height.source, segments, offsets)
