@@ -85,7 +85,7 @@ from .simd import (
 from .slab import pack_row
 from .threads import run_shares
 from .tiles import TILE_ROWS
-from .weights import column_table, pack_block, pack_columns, unpack_columns
+from .weights import column_table, pack_column, pack_columns, unpack_columns
 
 
 class Layout(NamedTuple):
@@ -325,7 +325,7 @@ def forward_range(t, threads, table, chunk, kind):
             b = shift(weights, (index * g.k_blocks + k_block) * block_weights)
             if g.packing:
                 b = own
-                pack_block(g.packing, kind, weights, index * g.k_blocks + k_block, own)
+                pack_column(g.packing, kind, weights, index * g.k_blocks + k_block, own)
             start = shift(bias, channel) if g.bias else zeros
             if straight:
                 for i in range(0, 4 * run_count, 4):
@@ -413,11 +413,13 @@ def _own(
     c: Correlation, itemsize: int, threads: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> Prepare | None:
     plan = blocking.direct_forward(c, itemsize, c.useful_threads(threads), columns(itemsize), True)
-    return None if plan.packed else partial(_prepare, w=(shape, strides))
+    able = not plan.packed and column_table(shape, strides, np.dtype(f"f{itemsize}"), columns(itemsize))
+    return partial(_prepare, w=(shape, strides)) if able else None
 
 
 def _unpacked(c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Prepare | None:
-    """``_prepare`` for weights that the threads pack as they need them; None where that would be too often."""
+    """``_prepare`` for weights that the threads pack as they need them; None where that would be too often, or where
+    they do not lie in the order of their axes."""
     return _own(c, w.itemsize, threads, w.shape, w.strides)
 
 

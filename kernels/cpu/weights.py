@@ -77,66 +77,81 @@ def pack_squares(g, vector, source, packed, places, taps, lanes):
 
 
 @jit(inline=True)
-def pack_block(table, kind, w, block, packed):
-    """A k block of the weights at ``w`` packed, or unpacked; ``table`` holds their Layout."""
+def pack_column(table, kind, w, block, packed):
+    """A k block of weights whose inputs and taps lie side by side, for a kernel that packs what it needs next.
+
+    ``pack_range`` does this too, and all else, but takes 0.2 s more to compile in every such kernel.
+    """
     keep_whole()
     g = Layout(*unpack(table, _FIELDS))
-    group_blocks, vector = -(-g.outputs // g.width), vector_lanes(kind)
-    if g.by_lane:
-        first = block * g.width
-        lanes = min(g.width, g.groups * g.outputs - first)
-    else:
-        first = block % group_blocks * g.width
-        lanes = min(g.width, g.outputs - first)
-        w = shift(w, block // group_blocks * g.w_g)
-    if g.unpack == 0 and lanes < g.width:
+    group_blocks, vector, taps = -(-g.outputs // g.width), vector_lanes(kind), g.depth * g.rows * g.columns
+    first = block % group_blocks * g.width
+    lanes = min(g.width, g.outputs - first)
+    source = shift(w, block // group_blocks * g.w_g + first * g.w_k)
+    if lanes < g.width:
         zero(packed, g.block_stride)
-    taps = g.depth * g.rows * g.columns
-    if g.places and (lanes >= vector or 2 * g.width == vector == 2 * lanes):
-        pack_squares(g, vector, shift(w, first * g.w_k), packed, pointer(g.places, table), taps, lanes)
-        return
-    if taps == 1 and g.w_c == 1 and not g.by_lane:
-        source, target = shift(w, first * g.w_k), packed
-        if g.unpack:
-            transpose(vector, target, g.input_stride, source, g.w_k, g.inputs, lanes)
-        else:
-            transpose(vector, source, g.w_k, target, g.input_stride, lanes, g.inputs)
-        return
-    for c in range(g.inputs):
-        source, target = shift(w, first * g.w_k + c * g.w_c), shift(packed, c * g.input_stride)
-        if g.tap_step and not (g.by_lane and g.outputs > 1):  # the taps lie side by side, in order or backwards
-            if g.tap_step < 0:
-                source, target = shift(source, 1 - taps), shift(target, (taps - 1) * g.tap_stride)
-            step, lane_stride = g.tap_stride * g.tap_step, g.w_g if g.by_lane else g.w_k
-            if g.by_lane:
-                source = shift(source, first * (g.w_g - g.w_k))
-            if g.unpack:
-                transpose(vector, target, step, source, lane_stride, taps, lanes)
-            else:
-                transpose(vector, source, lane_stride, target, step, lanes, taps)
-            continue
-        for tap in range(taps):
-            d, r, s = tap // (g.rows * g.columns), tap // g.columns % g.rows, tap % g.columns
-            for lane in range(lanes):
-                where = d * g.w_d + r * g.w_r + s * g.w_s
-                if g.by_lane:
-                    output = first + lane
-                    where += output // g.outputs * g.w_g + output % g.outputs * g.w_k - first * g.w_k
-                else:
-                    where += lane * g.w_k
-                if g.unpack:
-                    store(source, where, load(target, tap * g.tap_stride + lane))
-                else:
-                    store(target, tap * g.tap_stride + lane, load(source, where))
+    if lanes >= vector:
+        pack_squares(g, vector, source, packed, pointer(g.places, table), taps, lanes)
+    else:
+        for c in range(g.inputs):
+            transpose(
+                vector, shift(source, c * taps), g.w_k, shift(packed, c * g.input_stride), g.tap_stride, lanes, taps
+            )
 
 
 @jit
 def pack_range(t, threads, table, chunk, kind):
     """Share ``t`` of the k blocks, packed or unpacked."""
     g = Layout(*unpack(table, _FIELDS))
+    group_blocks, vector = -(-g.outputs // g.width), vector_lanes(kind)
     for i in range(g.blocks * t // threads, g.blocks * (t + 1) // threads):
-        packed = shift(pointer(g.packed, kind), i * g.block_stride)
-        pack_block(table, kind, pointer(g.w, kind), g.first_block + i, packed)
+        block, packed, w = g.first_block + i, shift(pointer(g.packed, kind), i * g.block_stride), pointer(g.w, kind)
+        if g.by_lane:
+            first = block * g.width
+            lanes = min(g.width, g.groups * g.outputs - first)
+        else:
+            first = block % group_blocks * g.width
+            lanes = min(g.width, g.outputs - first)
+            w = shift(w, block // group_blocks * g.w_g)
+        if g.unpack == 0 and lanes < g.width:
+            zero(packed, g.block_stride)
+        taps = g.depth * g.rows * g.columns
+        if g.places and (lanes >= vector or 2 * g.width == vector == 2 * lanes):
+            pack_squares(g, vector, shift(w, first * g.w_k), packed, pointer(g.places, table), taps, lanes)
+            continue
+        if taps == 1 and g.w_c == 1 and not g.by_lane:
+            source, target = shift(w, first * g.w_k), packed
+            if g.unpack:
+                transpose(vector, target, g.input_stride, source, g.w_k, g.inputs, lanes)
+            else:
+                transpose(vector, source, g.w_k, target, g.input_stride, lanes, g.inputs)
+            continue
+        for c in range(g.inputs):
+            source, target = shift(w, first * g.w_k + c * g.w_c), shift(packed, c * g.input_stride)
+            if g.tap_step and not (g.by_lane and g.outputs > 1):  # the taps lie side by side, in order or backwards
+                if g.tap_step < 0:
+                    source, target = shift(source, 1 - taps), shift(target, (taps - 1) * g.tap_stride)
+                step, lane_stride = g.tap_stride * g.tap_step, g.w_g if g.by_lane else g.w_k
+                if g.by_lane:
+                    source = shift(source, first * (g.w_g - g.w_k))
+                if g.unpack:
+                    transpose(vector, target, step, source, lane_stride, taps, lanes)
+                else:
+                    transpose(vector, source, lane_stride, target, step, lanes, taps)
+                continue
+            for tap in range(taps):
+                d, r, s = tap // (g.rows * g.columns), tap // g.columns % g.rows, tap % g.columns
+                for lane in range(lanes):
+                    where = d * g.w_d + r * g.w_r + s * g.w_s
+                    if g.by_lane:
+                        output = first + lane
+                        where += output // g.outputs * g.w_g + output % g.outputs * g.w_k - first * g.w_k
+                    else:
+                        where += lane * g.w_k
+                    if g.unpack:
+                        store(source, where, load(target, tap * g.tap_stride + lane))
+                    else:
+                        store(target, tap * g.tap_stride + lane, load(source, where))
 
 
 def _tap_step(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:
@@ -186,11 +201,12 @@ def _bind(
 def column_table(
     shape: tuple[int, ...], w_strides: tuple[int, ...], dtype: np.dtype, width: int
 ) -> tuple[np.ndarray, ...]:
-    """The table by which ``pack_block`` packs a block of :func:`pack_columns`, and an array whose address is in it."""
+    """The table by which ``pack_column`` packs a block of :func:`pack_columns`, and an array whose address is in it;
+    nothing for weights that it cannot pack."""
     inputs, taps = shape[2], math.prod(shape[3:])
     strides = (inputs * taps * width, inputs * width, width)
     table, places = _table(shape, w_strides, dtype, strides, width, False, None, False)
-    return np.array(table, np.int64), places
+    return (np.array(table, np.int64), places) if places.size else ()
 
 
 def _run(
