@@ -173,6 +173,33 @@ def test_gradients_flow():
             m(x).square().sum().backward()
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-3)
+    assert all(ready(model))  # for the next call without gradients
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))
+
+    def forward(self, x):
+        self.b(self.a(x))
+        y = torch.tanh(x)
+        return self.d(self.c(y))
+
+
+def test_layers_whose_results_nobody_uses_are_no_row():
+    model, x = made(Unused), image(size=(1, 4, 9, 9))
+    expected = warm(model, x)
+    assert [len(row.steps) for row in model._fastconv.graph.rows] == [2]
+    assert torch.equal(model(x), expected)
+
+
+def test_a_first_call_with_gradients_of_rows_without_folds():
+    model, plain = made(Unused), fct.revert(made(Unused))
+    with torch.enable_grad():
+        x = image(size=(1, 4, 9, 9))
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+    assert model._fastconv.graph  # nobody was warned, and the graph is kept
 
 
 def test_threads_do_not_meet_in_a_row():

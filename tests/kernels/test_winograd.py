@@ -1,6 +1,7 @@
 """Winograd on the CPU and on CUDA: error on hard data, non-finite numbers, exactness, strides, and planted mistakes."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -229,3 +230,21 @@ def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, monkeypatch):
     check_row(back, replace(p, direction="grad_input"), rng=np.random.default_rng(0), empty=guarded)
     for cached in planning:
         cached.cache_clear()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_the_stated_workspace_suffices_on_every_cpu(variant):
+    """It is stated without asking for the length of vectors, which decides how many weights are packed."""
+    kernel, uses = variant.kernel if variant.kernel[0] > 1 else variant.kernel[1:], set()
+    for k, itemsize, threads in product((33, 65, 147), (4, 8), (1, 2)):
+        most = winograd_blocking.ONCE_BYTES // (variant.products * itemsize * k)  # input channels around that limit
+        for c in range(most * 2 // 3, most + 4, 3):
+            p = conv_problem("conv", len(kernel), (1, c, *(9, 9)[: len(kernel)]), (k, c, *kernel), padding=1)
+            stated = winograd_blocking.Workspaces(variant).forward(p.geometry, itemsize, threads)
+            wanted, threads_used = correlation(p.geometry), correlation(p.geometry).useful_threads(threads)
+            for width in (128, 64, 32):
+                cut = winograd_blocking.plan(variant, wanted, itemsize, threads_used, width // itemsize, once=True)
+                packing = 0 if cut.chunk else cut.packed * itemsize + threads * cut.gathered_bytes
+                assert packing + threads_used * cut.thread_bytes <= stated, (k, c, itemsize, width)
+                uses.add(cut.chunk > 0)
+    assert uses == {False, True}

@@ -197,6 +197,7 @@ def _alike(a: Any, b: Any) -> bool:
         return bool(a is b or a == b)
     if a.shape != b.shape or a.dtype is not b.dtype or not a.is_floating_point() or not a.numel():
         return a.shape == b.shape and a.dtype is b.dtype
+    a, b = a.detach(), b.detach()  # PyTorch warns of numbers that lose their gradients
     finite = b.isfinite()
     low = a.dtype in (torch.float16, torch.bfloat16)
     most = (0.1 if low else 0.01) * float(torch.where(finite, b, 0).abs().max())

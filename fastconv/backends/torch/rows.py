@@ -101,7 +101,7 @@ def _key(inputs: Sequence[torch.Tensor]) -> Any:
     threads = default_threads()
     if not threads or thread.plain or not only_numbers(*inputs) or torch.is_autocast_enabled("cpu"):
         return None
-    key: list[Any] = [threads]
+    key: list[Any] = [threads, torch.is_grad_enabled()]  # a call for gradients leaves what is ready for numbers alone
     for x in inputs:
         if not x.is_cpu or x.layout is not torch.strided or x.dtype not in DTYPES or x.is_neg():
             return None
@@ -275,7 +275,8 @@ def join(graph: fx.Graph, modules: dict[Any, nn.Module]) -> list[Row]:
         if _able(node, modules):
             stretch.append(node)
         elif node.op not in ("placeholder", "get_attr"):  # which do nothing
-            if len(stretch) > 1:
+            inside = set(stretch)
+            if len(stretch) > 1 and not all(inside.issuperset(node.users) for node in stretch):  # else nobody asks
                 rows.append(_replace(graph, stretch, node, modules))
             stretch = []
     return rows
