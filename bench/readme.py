@@ -1,7 +1,7 @@
-"""The README's table of speeds, made from a stored run of ``bench.compare``.
+"""The README's tables of speeds, made from stored runs of ``bench.compare`` and of whole networks.
 
-python -m bench.readme           rewrite the table in README.md
-python -m bench.readme --check   exit with 1 if it is not current (a test does this too)
+python -m bench.readme           rewrite the tables in README.md
+python -m bench.readme --check   exit with 1 if they are not current (a test does this too)
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ ROWS = {
     "pooling": ("pooling",),
 }
 """The classes of :mod:`bench.judge` by what a reader knows them as."""
+NETWORKS = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "vgg16": "VGG-16",
+    "mobilenetv2": "MobileNetV2",
+    "unet": "U-Net",
+}
 CALLS = "any convolution by one call, nothing prepared, beside PyTorch's alone"
 
 
@@ -53,7 +60,41 @@ def table() -> str:
     for row in (*ROWS, CALLS):
         cells = [found.get((row, n), {}).values() for n in BATCHES]
         lines.append(f"| {row} | " + " | ".join(_cell([*values]) for values in cells) + " |")
-    return "\n".join([*lines, "", *(_behind(found, n) for n in BATCHES)]) + "\n"
+    return "\n".join([*lines, "", *(_behind(found, n) for n in BATCHES), "", *networks()]) + "\n"
+
+
+def networks() -> list[str]:
+    """Milliseconds of whole networks: ONNX models, and PyTorch's before and after ``convert``."""
+    reports = [
+        json.loads((RESULTS.parent / f"{name}.json").read_text("utf-8")) for name in ("onnx_networks", "torch_networks")
+    ]
+    onnx, converted = (report["results"] for report in reports)
+    machines = " and ".join(sorted({report["machine"]["cpu"] for report in reports}))
+    about = (
+        f"Whole networks, milliseconds for one image of 224×224, 2 threads of an {machines}: an ONNX model on "
+        "fastconv's executor and on the best of ONNX Runtime, OpenVINO and PyTorch channels-last; a PyTorch model, "
+        "eager and channels-last, and the same after `convert(model)`."
+    )
+    lines = [textwrap.fill(about, 118), "", "| network | ONNX | best other | | PyTorch | converted | |"]
+    lines.append("|---|" + "---:|" * 6)
+    for name, shown in NETWORKS.items():
+        times = {library: _best(runs) for library, runs in onnx[name].items()}
+        own, other = times.pop("fastconv"), min(times.values())
+        eager, new = _best(converted[name]["eager-channels-last"]), _best(converted[name]["converted"])
+        cells = (
+            f"{own:.1f}",
+            f"{other:.1f}",
+            f"{other / own:.2f}×",
+            f"{eager:.1f}",
+            f"{new:.1f}",
+            f"{eager / new:.2f}×",
+        )
+        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _best(runs: list[dict[str, float]]) -> float:
+    return min(run["ms"] for run in runs)
 
 
 def ratios(results: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, float]]:
