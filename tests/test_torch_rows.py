@@ -173,7 +173,6 @@ def test_gradients_flow():
             m(x).square().sum().backward()
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-3)
-    assert all(ready(model))  # for the next call without gradients
 
 
 class Unused(nn.Module):
@@ -194,12 +193,15 @@ def test_layers_whose_results_nobody_uses_are_no_row():
     assert torch.equal(model(x), expected)
 
 
-def test_a_first_call_with_gradients_of_rows_without_folds():
-    model, plain = made(Unused), fct.revert(made(Unused))
+def test_calls_for_gradients_of_rows_without_folds():
+    model, plain, x = made(Unused), fct.revert(made(Unused)), image(size=(1, 4, 9, 9))
     with torch.enable_grad():
-        x = image(size=(1, 4, 9, 9))
         torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
     assert model._fastconv.graph  # nobody was warned, and the graph is kept
+    warm(model, x)
+    with torch.enable_grad():
+        assert model(x).requires_grad
+    assert ready(model) == [1]  # for the next call without
 
 
 def test_threads_do_not_meet_in_a_row():
