@@ -16,6 +16,9 @@ The n² elements ξ of a transformed tile never meet each other, so the sum over
                 transform every tile, bias, relu                   M[ξ] -> rows
                 transpose to the output's order; other epilogues   rows -> out
 
+With weights that serve one call, U of a tile column is made chunk by chunk just before its products (``multiply_once``;
+when, and why, in ``winograd_blocking``).
+
 Lanes are channels throughout, so a transform is the same few additions on every lane. An output that is channels-last
 is written by its transform directly. Blocks are ranges of tiles, not rectangles, so all threads get equal shares.
 
