@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastconv.backends.memory import Life, offsets
 from tests.support import require
 
 onnx = require("onnx")
@@ -14,7 +15,6 @@ onnx = require("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
-from fastconv.backends.memory import Life, offsets  # noqa: E402
 from fastconv.backends.onnx import passes  # noqa: E402
 from fastconv.backends.onnx.executor import PROGRAMS, Executor  # noqa: E402
 from fastconv.backends.onnx.graph import build  # noqa: E402

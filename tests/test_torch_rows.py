@@ -13,7 +13,7 @@ torch = require("torch")
 nn = torch.nn
 
 from fastconv.backends import torch as fct  # noqa: E402  # needs PyTorch
-from fastconv.backends.torch import rows  # noqa: E402
+from fastconv.backends.torch import rows  # noqa: E402  # needs PyTorch
 
 pytestmark = pytest.mark.skipif(not ABLE, reason="no sched_yield here")
 
