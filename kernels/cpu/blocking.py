@@ -347,14 +347,19 @@ def direct_forward(
         block = _block(c, pixel_bytes, limit, BLOCK_PIXELS, 512)
     others = -(-c.batch // block.images) * c.axes[0].out * -(-c.axes[2].out // block.columns) * widest.count
     k_parts, row_blocks = 1, -(-height // block.rows)
-    if threads > 1 and others * row_blocks % threads and others * row_blocks < 8 * threads:
+
+    def share_of_rows(rows: int) -> float:
+        sizes = [rows] * (height // rows) + ([height % rows] if height % rows else [])
+        return makespan(sizes, others, threads) / (others * height)
+
+    few = threads > 1 and 0 < others * row_blocks < 8 * threads
+    if few and share_of_rows(block.rows) * threads > 1.01:
         # few tasks that do not divide evenly: cut rows so that they do, else images or output channels, if that is
-        # more even (17 rows: 9 and 8; 7 rows and 512 channels: 256 and 256)
+        # more even (56 rows: 14 blocks of 4, not 11 of 5 and one of 1; 17 rows: 9 and 8; 7 rows and 512 channels: 256
+        # and 256)
         shares: dict[float, int] = {}
         for parts in range(row_blocks, 2 * row_blocks + threads):
-            rows = even(height, -(-height // parts))
-            sizes = [rows] * (height // rows) + ([height % rows] if height % rows else [])
-            shares.setdefault(makespan(sizes, others, threads) / (others * height), parts)
+            shares.setdefault(share_of_rows(even(height, -(-height // parts))), parts)
         least = min(shares)
         whole = threads // math.gcd(others * row_blocks, threads)
         vectors = -(-c.group_outputs * itemsize // MAX_VECTOR_BYTES)

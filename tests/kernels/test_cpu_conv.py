@@ -96,6 +96,13 @@ def small_problems_use_threads_too():
         yield
 
 
+@pytest.mark.parametrize(("height", "rows"), [(56, 4), (112, 2)])
+def test_threads_get_equal_shares_of_the_rows(height, rows):
+    """56 rows in blocks of 5, the most that fit, would be 30 rows for one thread and 26 for the other."""
+    geometry = conv(1, 64, 256, (height, height), 1)
+    assert blocking.direct_forward(blocking.correlation(geometry), 4, threads=2).block.rows == rows
+
+
 def test_small_problems_use_fewer_threads():
     c = blocking.correlation(EDGES["several blocks"])
     with pytest.MonkeyPatch.context() as patch:
