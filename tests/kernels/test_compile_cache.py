@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numba
 import pytest
+from numba import types
 
 import fastconv.kernels
 from fastconv.kernels.cpu import compile as compiling
 from fastconv.kernels.cpu import threads
+from fastconv.kernels.cpu.panels import pass_length
 
 PROGRAM = """
 import json, sys, warnings
@@ -78,6 +80,13 @@ def test_an_edit_of_any_source_changes_the_digest(tmp_path, name):
     with open(copy / name, "a") as file:
         file.write("# edited\n")
     assert digest(copy) != before
+
+
+def test_a_helper_gets_no_machine_code_of_its_own():
+    signature = (types.int64, types.int64)
+    pass_length.compile(signature)
+    compiled = pass_length.overloads[signature]
+    assert compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name) == 0
 
 
 def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
