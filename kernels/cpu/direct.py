@@ -7,9 +7,15 @@ Loops of ``forward``, outermost first; threads share the items:
     item: a block of output positions (images x rows x columns of one depth), one slab, a part of its output channels
         pack the input rows under the block: padded, channels-last slab, in L2          x -> slab [row][column][c]
         for each tile column of output channels (weights packed [k block][taps][c][COLUMNS])
-            tiles: 14 output positions x 32 channels (AVX-512, float32), bias, residual,
+            tiles: 14 output positions x 32 channels, or 6 x 64 (AVX-512, float32), bias, residual,
                    activation and store from registers where the output is channels-last      slab, w -> out
             else sums [position][k] transposed to the output's order, then finished      sums -> out
+
+Tile columns are taken in pairs where the weights of two fit in L2 (``blocking.PAIR_SHARE``). Tiles of 6 x 4 vectors
+load less than those of 14 x 2 and keep all addresses in registers; 6 rows of x may lie whole sets of the L1 cache apart
+(``CROWDED_BYTES``), 14 may not; while a pair is multiplied, the next pair's weights are asked for, or the next item's
+channels-last input. One thread, channels last, 1x1: 256 to 1024 channels of 14x14 2 to 4% less time, 1024 to 256 9 to
+13%, 256 to 64 of 56x56 12 to 15%, 2048 to 512 of 7x7 6% (5% more without asking for the next pair).
 
 Weights that are not packed yet, those of a plain call, are packed a tile column at a time by the thread that multiplies
 it, where there are at most two blocks of positions: they then lie in its L2 and pass through memory once (512 to 512
@@ -18,8 +24,8 @@ channels of 7 x 7, two threads: 765 us packed beforehand, 1180 packed first by a
 the tiles ask for the next column's gained anything.
 
 1x1 kernels read channels-last input where it lies, without a slab (24 to 144 channels, 56 x 56, one thread: 446 us with
-slab, sums and finishing apart, 192 now, 103 of them products). Not so where positions lie whole sets of the L1 cache
-apart. The bias is added last everywhere, so that the same bits come out whichever way they take.
+slab, sums and finishing apart, 192 now, 103 of them products). Not so in tiles of 14 rows where positions lie whole
+sets of the L1 cache apart. The bias is added last everywhere, so that the same bits come out whichever way they take.
 
 A tile row's operand is one output position's input, read in place: for each kernel row the taps and channels of the
 slab lie in one piece when the dilation is 1 (first layers with 1 to 4 channels too), else tap by tap. The whole

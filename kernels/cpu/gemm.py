@@ -34,7 +34,6 @@ from .tiles import (
     pixel_tile_1,
     pixel_tile_2,
     small_lane_tile,
-    small_narrow_output_tile,
     small_output_tile,
     small_tile,
     tile,
@@ -67,24 +66,21 @@ def multiply_finished(
     i = 0
     while i < height:
         count, r, y, z = height - i, shift(rows, i), shift(c, i * ldc), shift(residual, max(i * ldr, 0))
-        small = count <= SMALL_ROWS
-        if small and wide:
-            small_output_tile(
-                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
-            )
-        elif small:
-            small_narrow_output_tile(
-                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
-            )
-        elif wide:
-            output_tile(
-                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
-            )
-        else:
+        if not wide:
             narrow_output_tile(
                 segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
             )
-        i += SMALL_ROWS if small else TILE_ROWS
+            i += TILE_ROWS
+        elif count <= SMALL_ROWS:
+            small_output_tile(
+                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
+            )
+            i += SMALL_ROWS
+        else:
+            output_tile(
+                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
+            )
+            i += TILE_ROWS
 
 
 @jit(inline=True)
@@ -93,7 +89,7 @@ def multiply_wide(
     ldr, activation,
 ):  # fmt: skip
     """``multiply_finished`` for two tile columns, whose weights are ``apart``; meanwhile the ``far_count`` elements at
-    ``far`` are asked for. Tiles of 6 rows and of 5: from 20 on any number is made of those."""
+    ``far`` are asked for. Tiles have 6 rows or 5: from 20 on any number is made of those."""
     keep_whole()
     tiles, line = -(-height // WIDE_ROWS), vector_lanes(load(b, 0)) * LINE_BYTES // VECTOR_BYTES
     steps = segment_count * length
