@@ -53,7 +53,7 @@ EDGES = {
     "several blocks": conv(2, 33, 70, (23, 19), 3, pad=1),
     "first layer": conv(2, 3, 40, (18, 17), 7, stride=2, pad=3),
     "one channel": conv(3, 1, 32, (11, 12), 3),
-    "deep": conv(1, 200, 20, (5, 6), 3, pad=1),
+    "deep": conv(1, 320, 40, (5, 6), 3, pad=1),
     "pointwise": conv(2, 35, 50, (9, 9), 1),
     "pointwise stride 2": conv(3, 16, 33, (7, 7), 1, stride=2),
     "small maps, merged images": conv(9, 8, 40, (3, 3), 3, pad=1),
