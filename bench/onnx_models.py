@@ -95,14 +95,16 @@ def resnet(b: Builder, x: str, depths: tuple[int, ...], bottleneck: bool) -> str
     return b.head(x, channels)
 
 
-def vgg16(b: Builder, x: str) -> str:
-    """Simonyan and Zisserman, arXiv:1409.1556, table 1, column D."""
+def vgg16(b: Builder, x: str, dense: bool = True) -> str:
+    """Simonyan and Zisserman, arXiv:1409.1556, table 1, column D; or what comes before its dense layers."""
     channels = 3
     for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for _ in range(depth):
             x = b.relu(b.conv(x, channels, width, 3, bias=True))
             channels = width
         x = b.max_pool(x, 2, 2)
+    if not dense:
+        return x
     x = b.node("Flatten", x)
     for inputs, outputs in ((512 * 7 * 7, 4096), (4096, 4096)):
         x = b.relu(b.linear(x, inputs, outputs))
@@ -151,6 +153,7 @@ NETWORKS: dict[str, Callable[[Builder, str], str]] = {
     "resnet18": partial(resnet, depths=(2, 2, 2, 2), bottleneck=False),
     "resnet50": partial(resnet, depths=(3, 4, 6, 3), bottleneck=True),
     "vgg16": vgg16,
+    "vgg16-convolutions": partial(vgg16, dense=False),
     "mobilenetv2": mobilenetv2,
     "unet": unet,
 }

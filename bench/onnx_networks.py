@@ -30,7 +30,7 @@ from .onnx_models import NETWORKS, build
 from .tasks import median_seconds
 
 LIBRARIES = ("fastconv", "onnxruntime", "openvino", "torch-channels-last")
-GOALS = {"vgg16": 2.0, "unet": 2.0, "resnet18": 1.8, "resnet50": 1.35, "mobilenetv2": 1.0}
+GOALS = {"vgg16": 2.0, "vgg16-convolutions": 2.5, "unet": 2.0, "resnet18": 1.8, "resnet50": 1.35, "mobilenetv2": 1.0}
 TOLERANCE = 1e-4
 
 

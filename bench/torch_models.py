@@ -83,7 +83,7 @@ def resnet(block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...]) 
 # --- VGG: Simonyan and Zisserman, arXiv:1409.1556, table 1, column D --------------------------------------------------
 
 
-def vgg16() -> nn.Sequential:
+def vgg16(dense: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = 3
     for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
@@ -91,6 +91,8 @@ def vgg16() -> nn.Sequential:
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
             channels = width
         layers.append(nn.MaxPool2d(2))
+    if not dense:
+        return nn.Sequential(*layers)
     layers += [nn.Flatten(), nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout()]
     return nn.Sequential(*layers, nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, 1000))
 
@@ -165,6 +167,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": partial(resnet, BasicBlock, (2, 2, 2, 2)),
     "resnet50": partial(resnet, Bottleneck, (3, 4, 6, 3)),
     "vgg16": vgg16,
+    "vgg16-convolutions": partial(vgg16, dense=False),
     "mobilenetv2": mobilenetv2,
     "unet": UNet,
 }

@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from ..geometry import ConvGeometry, Phase, source_indices, span, transposed_phases
+from .caches import caches
 
 TILE_VECTORS = 2  # vectors in one row of a register tile
 MAX_TILE_ROWS = 16  # no tile is higher
@@ -27,6 +28,10 @@ MAX_COLUMN_BYTES = TILE_VECTORS * MAX_VECTOR_BYTES
 SLAB_BYTES = 512 << 10  # of one thread's packed input rows: half of a 1 MiB L2
 BLOCK_PIXELS = 300  # of one thread's block: 98 to 300 measured equal, below 50 the weights' traffic shows
 SELDOM = 2  # blocks of positions, at most, for each of which a tile column's weights are packed again
+PAIR_SHARE = 3
+"""Of the L2, which part the weights of two tile columns may take. They pass through L1 for every 6 positions, so they
+should come from there, and the next pair with them. 3x3, L2 of 2 MB: 256 channels (590 KB) 4% gained; 512 (1.2 MB)
+on 14 x 14 at stride 2 8% lost, on 38 x 38 3% gained."""
 FEW_PIXELS = 98  # fewer in a block, and a slab may be twice as large
 CHUNK_BYTES = 8 << 20  # of one operand of a weight gradient: all threads share a chunk
 CHUNK_PIXELS = 1 << 14
@@ -303,7 +308,8 @@ class DirectForward:
     slabs: Slabs
     block: Block
     k_parts: int
-    scratch: tuple[int, ...]  # slab, sums, sums transposed, tile rows' offsets, output runs, a tile column's weights
+    paired: bool  # tiles may be two tile columns wide
+    scratch: tuple[int, ...]  # slab, sums, sums transposed, tile rows' offsets, output runs, own weights
     packed: int  # elements of the packed weights, 0 where each thread packs those that it needs
 
     @property
@@ -347,14 +353,19 @@ def direct_forward(
         block = _block(c, pixel_bytes, limit, BLOCK_PIXELS, 512)
     others = -(-c.batch // block.images) * c.axes[0].out * -(-c.axes[2].out // block.columns) * widest.count
     k_parts, row_blocks = 1, -(-height // block.rows)
-    if threads > 1 and others * row_blocks % threads and others * row_blocks < 8 * threads:
+
+    def share_of_rows(rows: int) -> float:
+        sizes = [rows] * (height // rows) + ([height % rows] if height % rows else [])
+        return makespan(sizes, others, threads) / (others * height)
+
+    few = threads > 1 and 0 < others * row_blocks < 8 * threads
+    if few and share_of_rows(block.rows) * threads > 1.01:
         # few tasks that do not divide evenly: cut rows so that they do, else images or output channels, if that is
-        # more even (17 rows: 9 and 8; 7 rows and 512 channels: 256 and 256)
+        # more even (56 rows: 14 blocks of 4, not 11 of 5 and one of 1; 17 rows: 9 and 8; 7 rows and 512 channels: 256
+        # and 256)
         shares: dict[float, int] = {}
         for parts in range(row_blocks, 2 * row_blocks + threads):
-            rows = even(height, -(-height // parts))
-            sizes = [rows] * (height // rows) + ([height % rows] if height % rows else [])
-            shares.setdefault(makespan(sizes, others, threads) / (others * height), parts)
+            shares.setdefault(share_of_rows(even(height, -(-height // parts))), parts)
         least = min(shares)
         whole = threads // math.gcd(others * row_blocks, threads)
         vectors = -(-c.group_outputs * itemsize // MAX_VECTOR_BYTES)
@@ -375,17 +386,20 @@ def direct_forward(
     readers = others // widest.count * -(-height // block.rows)
     own = unpacked and not group.by_lane and readers <= SELDOM
     column = c.taps * c.group_inputs * columns
+    several = not group.by_lane and group.blocks > 1
+    wide = (1 + several) * columns
     return DirectForward(
         group,
         block,
         k_parts,
+        several and 2 * column * itemsize <= caches().l2 // PAIR_SHARE,
         (
             aligned(slab * itemsize),
-            aligned(pixels * columns * itemsize),
-            aligned(pixels * columns * itemsize),
+            aligned(pixels * wide * itemsize),
+            aligned(pixels * wide * itemsize),
             aligned(pixels * 8),
             aligned(block.images * block.rows * 4 * 8),
-            aligned(column * itemsize if own else 0),
+            aligned((1 + several) * column * itemsize if own else 0),
         ),
         0 if own else group.count * group.blocks * column,
     )

@@ -5,8 +5,10 @@ All take pointers (see ``simd``), so none cares which array an address lies in.
 
 from __future__ import annotations
 
+from .blocking import LINE_BYTES
 from .compile import jit
 from .simd import (
+    VECTOR_BYTES,
     copy,
     copy_every_second,
     keep_whole,
@@ -20,7 +22,9 @@ from .simd import (
 from .tiles import (
     SMALL_ROWS,
     TILE_ROWS,
+    WIDE_ROWS,
     lane_tile,
+    low_wide_output_tile,
     moving_tile,
     moving_tile_1,
     moving_tile_2,
@@ -30,10 +34,10 @@ from .tiles import (
     pixel_tile_1,
     pixel_tile_2,
     small_lane_tile,
-    small_narrow_output_tile,
     small_output_tile,
     small_tile,
     tile,
+    wide_output_tile,
 )
 
 
@@ -62,24 +66,49 @@ def multiply_finished(
     i = 0
     while i < height:
         count, r, y, z = height - i, shift(rows, i), shift(c, i * ldc), shift(residual, max(i * ldr, 0))
-        small = count <= SMALL_ROWS
-        if small and wide:
-            small_output_tile(
-                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
-            )
-        elif small:
-            small_narrow_output_tile(
-                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
-            )
-        elif wide:
-            output_tile(
-                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
-            )
-        else:
+        if not wide:
             narrow_output_tile(
                 segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
             )
-        i += SMALL_ROWS if small else TILE_ROWS
+            i += TILE_ROWS
+        elif count <= SMALL_ROWS:
+            small_output_tile(
+                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
+            )
+            i += SMALL_ROWS
+        else:
+            output_tile(
+                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
+            )
+            i += TILE_ROWS
+
+
+@jit(inline=True)
+def multiply_wide(
+    height, columns, segment_count, segments, length, step, a, rows, b, apart, far, far_count, c, ldc, bias, residual,
+    ldr, activation,
+):  # fmt: skip
+    """``multiply_finished`` for two tile columns, whose weights are ``apart``; meanwhile the ``far_count`` elements at
+    ``far`` are asked for. Tiles have 6 rows or 5: from 20 on any number is made of those."""
+    keep_whole()
+    tiles, line = -(-height // WIDE_ROWS), vector_lanes(load(b, 0)) * LINE_BYTES // VECTOR_BYTES
+    steps = segment_count * length
+    far_step = max(0, min(line, -(-far_count // (tiles * steps))))
+    for j in range(tiles):
+        i = height * j // tiles
+        count = height * (j + 1) // tiles - i
+        r, y, z = shift(rows, i), shift(c, i * ldc), shift(residual, max(i * ldr, 0))
+        asked = shift(far, j * steps * far_step)
+        if count == WIDE_ROWS:
+            wide_output_tile(
+                segment_count, segments, length, step, a, r, b, apart, asked, far_step, y, ldc, count, columns, bias, z,
+                ldr, activation,
+            )  # fmt: skip
+        else:
+            low_wide_output_tile(
+                segment_count, segments, length, step, a, r, b, apart, asked, far_step, y, ldc, count, columns, bias, z,
+                ldr, activation,
+            )  # fmt: skip
 
 
 @jit(inline=True)

@@ -15,8 +15,11 @@ if it is alone. Waiting threads spin, and offer their core to others every so of
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Ordered
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .arrays import address, aligned_empty
-from .bound import Launch
+from .bound import Bound, Launch
 from .compile import jit
 from .shares import I64, call_at, current, native_address, pause
 from .simd import load, pointer, shift
@@ -93,6 +96,14 @@ def _add_one(typingctx: Any, number: Any) -> Any:
 
 
 _offer_core = types.ExternalFunction("sched_yield", types.int32())
+_read_clock = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
+_MONOTONIC = getattr(time, "CLOCK_MONOTONIC", 0)
+
+
+@jit
+def note_time(t, threads, table, chunk, kind):
+    """A launch that writes the time, seconds and nanoseconds, into its table."""
+    _read_clock(_MONOTONIC, table)
 
 
 @jit
@@ -142,3 +153,18 @@ class Sequence:
         self.done.fill(0)
         where = address(self.table)
         launch(sequence_range, self.threads, where, where, self.kind)
+
+    @cached_property
+    def _clocked(self) -> tuple[list[Launch], Sequence]:
+        """Launches that note the time, and this sequence with one before each launch and one at the end."""
+        launches, kept = self.kept
+        clock = Bound(note_time, self.kind, 1, (), ())
+        notes = [Launch(clock, np.zeros(2, np.int64), ()) for _ in range(len(launches) + 1)]
+        return notes, Sequence([*chain(*zip(notes, launches, strict=False)), notes[-1]], kept)
+
+    def timed(self) -> list[float]:
+        """Run, and the seconds of each launch among the others, with the caches as those have left them."""
+        notes, clocked = self._clocked
+        clocked()
+        times = [1_000_000_000 * int(note.table[0]) + int(note.table[1]) for note in notes]
+        return [1e-9 * (end - start) for start, end in pairwise(times)]

@@ -8,8 +8,9 @@
               +--------+--------+
 
 ``tile`` multiplies a vector of b by one number of ``a`` (a matrix product); ``output_tile`` does so and finishes its
-sums in registers: bias, residual, activation; narrow ones use the first vector of each row of b alone. ``lane_tile``
-multiplies it by a vector of ``a`` (every lane is a product of its own: depthwise and grouped convolution).
+sums in registers: bias, residual, activation; narrow ones use the first vector of each row of b alone, wide ones hold
+WIDE_ROWS x 4 vectors of two tile columns, and load 10 times for 24 products instead of 16 for 28. ``lane_tile``
+multiplies a vector of b by a vector of ``a`` (every lane is a product of its own: depthwise and grouped convolution).
 ``pixel_tile`` is the product with the operands' roles exchanged:
 
     C[i][:] = sum over k < depth of  a[k, i] * b[offsets[k] + :]
@@ -32,6 +33,10 @@ from .simd import INDEX, REGISTERS, Vectors, close_phis, const, open_phis
 
 TILE_ROWS = (REGISTERS - TILE_VECTORS - 1) // TILE_VECTORS  # the others hold a row of b and a number of a
 SMALL_ROWS = TILE_ROWS // 2
+WIDE_ROWS = (REGISTERS - 2 * TILE_VECTORS - 1) // (2 * TILE_VECTORS)
+PAIRS = REGISTERS == 32  # of 16 registers, wide tiles would have 8 sums
+NEAR = 16
+"""Steps by which wide tiles ask L1 for weights; 4 to 64 make no difference, none costs 2 to 4% from 256 channels on."""
 AHEAD = 64
 """Steps by which output tiles ask for weights before they use them: in a network those lie beyond the caches. 512 to
 2048 channels on 7 x 7, weights from memory, two threads: 696 us without, 575 with 24, 64 or 128 steps; 3x3 stride 2 of
@@ -43,11 +48,12 @@ PIXEL_ROWS = 8 if REGISTERS == 32 else 4  # of three vectors each: 24 or 12 sums
 def _tile_sums(
     builder: ir.IRBuilder, v: Vectors, first: list[ir.Value], height: int, width: int, by_lane: bool, ahead: int,
     segment_count: ir.Value, segments: ir.Value, length: ir.Value, step: ir.Value, a: ir.Value, rows: ir.Value,
-    b: ir.Value,
+    b: ir.Value, apart: ir.Value | None = None, far: ir.Value | None = None, far_step: ir.Value | None = None,
 ) -> list[ir.Value]:  # fmt: skip
     """The loops of a tile: ``first`` and its products, ``height x width`` vectors; the builder is left behind them.
 
-    Each step asks for the row of b that is ``ahead`` steps on (0: none).
+    Each step asks for the row of b that is ``ahead`` steps on (0: none). In wide tiles, those of two tile columns
+    ``apart`` elements apart, L1 is asked for it, and L2 for a line at ``far``, which moves on by ``far_step``.
     """
     starts = [builder.gep(a, [builder.load(builder.gep(rows, [const(i)]))]) for i in range(height)]
     entry = builder.block
@@ -55,18 +61,24 @@ def _tile_sums(
     builder.branch(segment)
 
     builder.position_at_end(segment)
-    outer_phis = open_phis(builder, [const(0), b, *first], entry)
-    t, b_segment, outer_sums = outer_phis[0], outer_phis[1], outer_phis[2:]
+    walks = [b] if far is None else [b, far]
+    outer_phis = open_phis(builder, [const(0), *walks, *first], entry)
+    t, outer_walks, outer_sums = outer_phis[0], outer_phis[1 : 1 + len(walks)], outer_phis[1 + len(walks) :]
     offset = builder.load(builder.gep(segments, [t]))
     pointers = [builder.gep(start, [offset]) for start in starts]
     builder.branch(inner)
 
     builder.position_at_end(inner)
-    inner_phis = open_phis(builder, [const(0), const(0), b_segment, *outer_sums], segment)
-    k, position, b_row, sums = inner_phis[0], inner_phis[1], inner_phis[2], inner_phis[3:]
-    right = [v.load(b_row, const(j * v.lanes)) for j in range(width)]
-    for j in range(width if ahead else 0):
-        v.prefetch(builder.gep(b_row, [const((ahead * TILE_VECTORS + j) * v.lanes)]), write=False, level=2)
+    inner_phis = open_phis(builder, [const(0), const(0), *outer_walks, *outer_sums], segment)
+    k, position, walks, sums = *inner_phis[:2], inner_phis[2 : 2 + len(walks)], inner_phis[2 + len(walks) :]
+    b_rows = [walks[0]] if apart is None else [walks[0], builder.gep(walks[0], [apart])]
+    places = [(row, j) for row in b_rows for j in range(min(width, TILE_VECTORS))]
+    right = [v.load(row, const(j * v.lanes)) for row, j in places]
+    for line in walks[1:]:
+        v.prefetch(line, write=False, level=2)
+    for row, j in places if ahead else ():
+        line = builder.gep(row, [const((ahead * TILE_VECTORS + j) * v.lanes)])
+        v.prefetch(line, write=False, level=2 if apart is None else 1)
     new = []
     for i in range(height):
         if by_lane:
@@ -75,13 +87,14 @@ def _tile_sums(
             left = [v.splat(builder.load(builder.gep(pointers[i], [position]), align=v.align))] * width
         new += [v.multiply_add(left[j], right[j], sums[i * width + j]) for j in range(width)]
     next_k = builder.add(k, const(1))
-    next_b = builder.gep(b_row, [const(TILE_VECTORS * v.lanes)])
-    close_phis(inner_phis, [next_k, builder.add(position, step), next_b, *new], inner)
+    steps = [const(TILE_VECTORS * v.lanes), far_step]
+    next_walks = [builder.gep(walk, [step]) for walk, step in zip(walks, steps, strict=False)]
+    close_phis(inner_phis, [next_k, builder.add(position, step), *next_walks, *new], inner)
     builder.cbranch(builder.icmp_signed("<", next_k, length), inner, following)
 
     builder.position_at_end(following)
     next_t = builder.add(t, const(1))
-    close_phis(outer_phis, [next_t, next_b, *new], following)
+    close_phis(outer_phis, [next_t, *next_walks, *new], following)
     builder.cbranch(builder.icmp_signed("<", next_t, segment_count), segment, end)
     builder.position_at_end(end)
     return new
@@ -129,7 +142,7 @@ small_lane_tile = _make_tile(SMALL_ROWS, by_lane=True)
 
 def _make_output_tile(height: int, width: int) -> Any:
     """An intrinsic ``(segment_count, segments, length, step, a, rows, b, c, ldc, count, columns, bias, residual, ldr,
-    activation)``: a tile that finishes its sums in registers.
+    activation)``: a tile that finishes its sums in registers. Wide tiles take ``apart, far, far_step`` after b.
 
         C[i][:columns] = activation(bias[:columns] + the tile's sums + residual[i][:columns])    for i < count
 
@@ -137,59 +150,71 @@ def _make_output_tile(height: int, width: int) -> Any:
     else is written.
 
     Asking for the next tile's rows of ``a`` as well, a line a step, took 3% more time where they were in L2 and saved 4
-    to 10% where they were not (256 to 64 channels on 56 x 56): not done.
+    to 10% where they were not (256 to 64 channels on 56 x 56): not done. Nor are branches for the last rows saved by
+    storing those beyond ``count`` first, where the last one will be, through masks: 1 to 7% slower in wide tiles.
     """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        *operands, c, ldc, count, columns, bias, residual, ldr, activation = args
+        v, ahead = Vectors(builder, sig.args[4]), AHEAD if width <= TILE_VECTORS else NEAR
+        at = [const(j * v.lanes) for j in range(width)]
+        left = [builder.sub(columns, offset) for offset in at]
+        masks = [v.first(n) for n in left]
+        alone = builder.icmp_signed("<", ldr, const(0))
+        places = [[builder.add(builder.mul(ldc, const(i)), offset) for offset in at] for i in range(height)]
+        extras = [[builder.add(builder.mul(ldr, const(i)), offset) for offset in at] for i in range(height)]
+        # rows past ``count`` too: asking for a line never fails
+        for where in itertools.chain(*places):
+            v.prefetch(builder.gep(c, [where]), write=True, level=1)
+        with builder.if_then(builder.not_(alone)):
+            for where in itertools.chain(*extras):
+                v.prefetch(builder.gep(residual, [where]), write=False, level=1)
+        sums = _tile_sums(builder, v, [v.zero] * (height * width), height, width, False, ahead, *operands)
+        # added last: were a large bias the first term, every product would round to its last place
+        extra = [v.masked_load(bias, offset, mask) for offset, mask in zip(at, masks, strict=True)] * height
+        sums = [builder.fadd(value, more) for value, more in zip(sums, extra, strict=True)]
+
+        whole, part, done = (builder.append_basic_block(n) for n in ("whole", "part", "done"))
+        lowest, highest = v.limits(activation)
+        full = builder.icmp_signed(">=", columns, const(width * v.lanes))
+        every = builder.icmp_signed(">=", count, const(height))
+        builder.cbranch(builder.and_(full, every), whole, part)
+        builder.position_at_end(whole)
+        finished = v.sums_if(builder.not_(alone), sums, residual, list(itertools.chain(*extras)))
+        for value, where in zip(finished, itertools.chain(*places), strict=True):
+            v.store(v.clamp(value, lowest, highest), c, where)
+        builder.branch(done)
+        builder.position_at_end(part)
+        for i in range(height):
+            row = sums[i * width : (i + 1) * width]
+            with builder.if_then(builder.icmp_signed("<", const(i), count)):
+                row = v.sums_if(builder.not_(alone), row, residual, extras[i], masks)
+                for value, where, n in zip(row, places[i], left, strict=True):
+                    v.store_first(v.clamp(value, lowest, highest), c, where, n)
+        builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    if width > TILE_VECTORS:
+
+        @intrinsic
+        def wide_tile(
+            typingctx: Any, segment_count: Any, segments: Any, length: Any, step: Any, a: Any, rows: Any, b: Any,
+            apart: Any, far: Any, far_step: Any, c: Any, ldc: Any, count: Any, columns: Any, bias: Any, residual: Any,
+            ldr: Any, activation: Any,
+        ) -> Any:  # fmt: skip
+            operands = i64, INDEX, i64, i64, a, INDEX, b, i64, far, i64
+            return types.void(*operands, c, i64, i64, i64, bias, residual, i64, i64), codegen
+
+        return wide_tile
 
     @intrinsic
     def output_tile(
         typingctx: Any, segment_count: Any, segments: Any, length: Any, step: Any, a: Any, rows: Any, b: Any, c: Any,
         ldc: Any, count: Any, columns: Any, bias: Any, residual: Any, ldr: Any, activation: Any,
     ) -> Any:  # fmt: skip
-        i64 = types.int64
-        signature = types.void(i64, INDEX, i64, i64, a, INDEX, b, c, i64, i64, i64, bias, residual, i64, i64)
-
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            *operands, c, ldc, count, columns, bias, residual, ldr, activation = args
-            v = Vectors(builder, sig.args[4])
-            at = [const(j * v.lanes) for j in range(width)]
-            left = [builder.sub(columns, offset) for offset in at]
-            masks = [v.first(n) for n in left]
-            alone = builder.icmp_signed("<", ldr, const(0))
-            places = [[builder.add(builder.mul(ldc, const(i)), offset) for offset in at] for i in range(height)]
-            extras = [[builder.add(builder.mul(ldr, const(i)), offset) for offset in at] for i in range(height)]
-            # rows past ``count`` too: asking for a line never fails
-            for where in itertools.chain(*places):
-                v.prefetch(builder.gep(c, [where]), write=True, level=1)
-            with builder.if_then(builder.not_(alone)):
-                for where in itertools.chain(*extras):
-                    v.prefetch(builder.gep(residual, [where]), write=False, level=1)
-            sums = _tile_sums(builder, v, [v.zero] * (height * width), height, width, False, AHEAD, *operands)
-            # added last: were a large bias the first term, every product would round to its last place
-            extra = [v.masked_load(bias, offset, mask) for offset, mask in zip(at, masks, strict=True)] * height
-            sums = [builder.fadd(value, more) for value, more in zip(sums, extra, strict=True)]
-
-            whole, part, done = (builder.append_basic_block(n) for n in ("whole", "part", "done"))
-            lowest, highest = v.limits(activation)
-            full = builder.icmp_signed(">=", columns, const(width * v.lanes))
-            every = builder.icmp_signed(">=", count, const(height))
-            builder.cbranch(builder.and_(full, every), whole, part)
-            builder.position_at_end(whole)
-            finished = v.sums_if(builder.not_(alone), sums, residual, list(itertools.chain(*extras)))
-            for value, where in zip(finished, itertools.chain(*places), strict=True):
-                v.store(v.clamp(value, lowest, highest), c, where)
-            builder.branch(done)
-            builder.position_at_end(part)
-            for i in range(height):
-                row = sums[i * width : (i + 1) * width]
-                with builder.if_then(builder.icmp_signed("<", const(i), count)):
-                    row = v.sums_if(builder.not_(alone), row, residual, extras[i], masks)
-                    for value, where, n in zip(row, places[i], left, strict=True):
-                        v.store_first(v.clamp(value, lowest, highest), c, where, n)
-            builder.branch(done)
-            builder.position_at_end(done)
-            return context.get_dummy_value()
-
-        return signature, codegen
+        return types.void(i64, INDEX, i64, i64, a, INDEX, b, c, i64, i64, i64, bias, residual, i64, i64), codegen
 
     return output_tile
 
@@ -197,7 +222,8 @@ def _make_output_tile(height: int, width: int) -> Any:
 output_tile = _make_output_tile(TILE_ROWS, TILE_VECTORS)
 small_output_tile = _make_output_tile(SMALL_ROWS, TILE_VECTORS)
 narrow_output_tile = _make_output_tile(TILE_ROWS, 1)
-small_narrow_output_tile = _make_output_tile(SMALL_ROWS, 1)
+wide_output_tile = _make_output_tile(WIDE_ROWS, 2 * TILE_VECTORS)
+low_wide_output_tile = _make_output_tile(WIDE_ROWS - 1, 2 * TILE_VECTORS)
 
 
 def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:

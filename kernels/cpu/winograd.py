@@ -393,7 +393,7 @@ def forward_range(t, threads, table, chunk, kind):
         k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
         for k in range(k_first, k_last, g.k_group):
             k_end = min(k_last, k + g.k_group)
-            aim(far, g.scratch, 0, 0, 0, 1, 1)
+            aim(far, slab, 0, 0, 0, 1, 1)
             if g.chunk != 0:
                 multiply_once(g, kind, table, tiles, v, m, u, far, end - start, group, k)
             else:

@@ -53,7 +53,7 @@ EDGES = {
     "several blocks": conv(2, 33, 70, (23, 19), 3, pad=1),
     "first layer": conv(2, 3, 40, (18, 17), 7, stride=2, pad=3),
     "one channel": conv(3, 1, 32, (11, 12), 3),
-    "deep": conv(1, 200, 20, (5, 6), 3, pad=1),
+    "deep": conv(1, 320, 40, (5, 6), 3, pad=1),
     "pointwise": conv(2, 35, 50, (9, 9), 1),
     "pointwise stride 2": conv(3, 16, 33, (7, 7), 1, stride=2),
     "small maps, merged images": conv(9, 8, 40, (3, 3), 3, pad=1),
@@ -94,6 +94,13 @@ def small_problems_use_threads_too():
     """Let every problem use the threads it is given."""
     with threads_for_small_problems(weights, sizes=[size_of(a, d) for a, d in KERNELS]):
         yield
+
+
+@pytest.mark.parametrize(("height", "rows"), [(56, 4), (112, 2)])
+def test_threads_get_equal_shares_of_the_rows(height, rows):
+    """56 rows in blocks of 5, the most that fit, would be 30 rows for one thread and 26 for the other."""
+    geometry = conv(1, 64, 256, (height, height), 1)
+    assert blocking.direct_forward(blocking.correlation(geometry), 4, threads=2).block.rows == rows
 
 
 def test_small_problems_use_fewer_threads():

@@ -59,6 +59,22 @@ def test_same_bits_as_one_by_one_every_time(chain):
             np.testing.assert_array_equal(a, b)
 
 
+def test_times_of_launches_among_each_other(chain):
+    steps, sequence, arrays = chain
+    want = expected(steps, arrays)
+    for a in arrays[1:]:
+        a.fill(np.nan)
+    sequence.timed()
+    start = time.perf_counter()
+    times = sequence.timed()
+    elapsed = time.perf_counter() - start
+    assert len(times) == len(steps)
+    assert min(times) > 1e-6  # a table or a clock that nobody has written gives 0
+    assert sum(times) < elapsed
+    for a, b in zip(arrays, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_input_may_change_between_runs(chain):
     steps, sequence, arrays = chain
     arrays[0] *= -2

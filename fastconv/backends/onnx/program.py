@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,24 @@ class Step(NamedTuple):
     node: Node
     how: str
     made: tuple[Spec, ...]
+
+
+class Play(NamedTuple):
+    """A step, or several whose launches are one ``kernels.cpu.sequence.Sequence``: how many each of them has."""
+
+    run: Any
+    names: tuple[str, ...] | None
+    launches: tuple[int, ...] = ()
+
+    def timed(self, arrays: Mapping[str, Array]) -> list[float]:
+        """Run, and the seconds of each step."""
+        if self.launches:
+            seconds = iter(self.run.timed())
+            return [sum(islice(seconds, n)) for n in self.launches]
+        given = () if self.names is None else [arrays[name] for name in self.names]
+        start = time.perf_counter()
+        self.run(*given)
+        return [time.perf_counter() - start]
 
 
 class Row(NamedTuple):
@@ -265,23 +284,24 @@ class Program:
         self.bound = {**self.known, **self.arrays}
         self.plays = self._joined(replays)
 
-    def _joined(self, replays: dict[int, tuple[Replay, list[Array]]]) -> list[tuple[Callable[..., Any], Any]]:
+    def _joined(self, replays: dict[int, tuple[Replay, list[Array]]]) -> list[Play]:
         """The steps, in which those that only launch kernels on arrays that are there already are one where they follow
         each other: without Python between them, and with the threads kept together."""
         from ...kernels.cpu import sequence
 
         scratch = np.empty(max((r.nbytes for r, _ in replays.values()), default=0) + 64, np.uint8)
         workspace = scratch[-scratch.ctypes.data % 64 :]  # of this program: others may run meanwhile
-        plays: list[tuple[Callable[..., Any], Any]] = []
+        plays: list[Play] = []
         row: list[tuple[Step, list[Any]]] = []
 
         def close() -> None:
             """The row so far becomes one."""
             if len(row) > 1:
                 launches = [one for _, launched in row for one in launched]
-                plays.append((sequence.Sequence(launches, (self.works, workspace)), None))
+                counts = tuple(len(launched) for _, launched in row)
+                plays.append(Play(sequence.Sequence(launches, (self.works, workspace)), None, counts))
             else:
-                plays.extend((step.run, step.names) for step, _ in row)
+                plays.extend(Play(step.run, step.names) for step, _ in row)
             row.clear()
 
         for i, step in enumerate(self.steps):
@@ -291,7 +311,7 @@ class Program:
                 launches = replay.record(workspace, *arrays)
             if launches is None:
                 close()
-                plays.append((step.run, step.names))
+                plays.append(Play(step.run, step.names))
                 continue
             if row and type(row[0][1][0].bound.kind) is not type(launches[0].bound.kind):
                 close()
@@ -336,7 +356,7 @@ class Program:
             spec = self.specs[name]
             arrays[name] = np.empty(spec.shape, spec.dtype)
         if rows is None:
-            for run, names in self.plays:
+            for run, names, _ in self.plays:
                 if names is None:
                     run()
                 else:
@@ -354,11 +374,8 @@ class Program:
         return {n: arrays[n] for n in self.rest.graph.inputs}, self.rest
 
     def _run_timed(self, arrays: Mapping[str, Array], rows: list[Row]) -> None:
-        for step, row in zip(self.steps, self.rows(), strict=True):
-            given = () if step.names is None else [arrays[name] for name in step.names]
-            start = time.perf_counter()
-            step.run(*given)
-            rows.append(row._replace(seconds=time.perf_counter() - start))
+        seconds = chain.from_iterable(play.timed(arrays) for play in self.plays)
+        rows.extend(row._replace(seconds=s) for row, s in zip(self.rows(), seconds, strict=True))
 
     def rows(self) -> list[Row]:
         """The steps, untimed."""
