@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..geometry import ConvGeometry
-from .blocking import SLAB_BYTES, Correlation, aligned, correlation, even, phase_correlations, round_up
+from .blocking import Correlation, aligned, correlation, even, phase_correlations, round_up
 
 ROWS = COLUMNS = CHUNK = 32  # of a tile: positions, output channels, input channels a step
+SLAB_BYTES = 512 << 10  # of one thread's packed input rows
 BLOCK_PIXELS = 512  # of one thread's block: the packed weights stream through L2 once for each
 
 

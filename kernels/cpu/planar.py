@@ -52,20 +52,21 @@ from .weights import pack_rows
 @jit(inline=True)
 def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zeros):
     """Channel blocks ``first`` to ``last`` of channels-last output: tiles one below the other, until their rows are a
-    vector of channels, then transposed straight into the output."""
+    vector of channels, then transposed straight into the output. All channels of some pixels come before the next
+    pixels, so that lines of the output are written together."""
     keep_whole()
     g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
     ld, step = 3 * lanes, max(1, lanes // PIXEL_ROWS)
     out, offsets, bias = pointer(g.out, kind), pointer(g.offsets, table), pointer(g.bias, kind)
-    for k_block in range(first, last, step):
-        tiles = min(step, last - k_block)
-        channel, channels = group * g.group_outputs + k_block * PIXEL_ROWS, tiles * PIXEL_ROWS
-        w = shift(pointer(g.weights, kind), (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
-        for i in range(0, 4 * run_count, 4):
-            position, length, y = load(runs, i), load(runs, i + 1), load(runs, i + 2)
-            for p in range(0, length, ld):
-                wide = min(ld, length - p)
+    for i in range(0, 4 * run_count, 4):
+        position, length, y = load(runs, i), load(runs, i + 1), load(runs, i + 2)
+        for p in range(0, length, ld):
+            wide = min(ld, length - p)
+            for k_block in range(first, last, step):
+                tiles = min(step, last - k_block)
+                channel, channels = group * g.group_outputs + k_block * PIXEL_ROWS, tiles * PIXEL_ROWS
+                w = shift(pointer(g.weights, kind), (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
                 for j in range(tiles):
                     row = j * PIXEL_ROWS
                     start = shift(bias, channel + row) if g.bias else zeros
