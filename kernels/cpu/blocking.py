@@ -16,7 +16,6 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from ..geometry import ConvGeometry, Phase, source_indices, span, transposed_phases
-from .caches import caches
 
 TILE_VECTORS = 2  # vectors in one row of a register tile
 MAX_TILE_ROWS = 16  # no tile is higher
@@ -30,9 +29,9 @@ SLAB_BYTES = 256 << 10
 BLOCK_PIXELS = 300  # of one thread's block: 98 to 300 measured equal, below 50 the weights' traffic shows
 SELDOM = 2  # blocks of positions, at most, for each of which a tile column's weights are packed again
 PAIR_SHARE = 3
-"""Of the L2, which part the weights of two tile columns may take. They pass through L1 for every 6 positions, so they
-should come from there, and the next pair with them. 3x3, L2 of 2 MB: 256 channels (590 KB) 4% gained; 512 (1.2 MB)
-on 14 x 14 at stride 2 8% lost, on 38 x 38 3% gained."""
+"""Of the L2, which part the weights of two tile columns may take at a time, as those that come next are fetched there,
+too. A 6th or a 12th: the same, but for 2048 channels of a 1x1, whose one tap cannot be cut (single columns: 8% slower).
+All taps of 512 channels at once (1.2 MB; L2 2 MB): 8% slower than single columns on 14x14 at stride 2."""
 FEW_PIXELS = 98  # fewer in a block, and a slab may be two or four times as large
 CHUNK_BYTES = 8 << 20  # of one operand of a weight gradient: all threads share a chunk
 CHUNK_PIXELS = 1 << 14
@@ -309,7 +308,6 @@ class DirectForward:
     slabs: Slabs
     block: Block
     k_parts: int
-    paired: bool  # tiles may be two tile columns wide
     scratch: tuple[int, ...]  # slab, sums, sums transposed, tile rows' offsets, output runs, own weights
     packed: int  # elements of the packed weights, 0 where each thread packs those that it needs
 
@@ -392,7 +390,6 @@ def direct_forward(
         group,
         block,
         k_parts,
-        several and 2 * column * itemsize <= caches().l2 // PAIR_SHARE,
         (
             aligned(slab * itemsize),
             aligned(pixels * wide * itemsize),

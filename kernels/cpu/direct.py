@@ -11,11 +11,13 @@ Loops of ``forward``, outermost first; threads share the items:
                    activation and store from registers where the output is channels-last      slab, w -> out
             else sums [position][k] transposed to the output's order, then finished      sums -> out
 
-Tile columns are taken in pairs where the weights of two fit in L2 (``blocking.PAIR_SHARE``). Tiles of 6 x 4 vectors
-load less than those of 14 x 2 and keep all addresses in registers; 6 rows of x may lie whole sets of the L1 cache apart
-(``CROWDED_BYTES``), 14 may not; while a pair is multiplied, the next pair's weights are asked for, or the next item's
-channels-last input. One thread, channels last, 1x1: 256 to 1024 channels of 14x14 2 to 4% less time, 1024 to 256 9 to
-13%, 256 to 64 of 56x56 12 to 15%, 2048 to 512 of 7x7 6% (5% more without asking for the next pair).
+Tile columns are taken in pairs: tiles of 6 x 4 vectors load less than those of 14 x 2 and keep all addresses in
+registers, and 6 rows of x may lie whole sets of the L1 cache apart (``CROWDED_BYTES``), 14 may not. Every 6 positions
+the weights of a pair pass through L1, so they should come from L2: a window whose weights do not fit there is summed
+some taps at a time (``blocking.PAIR_SHARE``). Meanwhile the weights that come next are asked for, in the end the next
+pair's or the next item's channels-last input. What that gained, one thread, channels last: 1x1 of 256 to 1024 channels
+on 14x14 5 to 8%, 1024 to 256 16%, 256 to 64 on 56x56 18%, 2048 to 512 on 7x7 9% (weights from memory, two threads 16%);
+3x3 at stride 2 of 128 channels on 56x56 9%, 512 on 38x38 17%; 64 channels on 56x56, dilation 2, 8%.
 
 Weights that are not packed yet, those of a plain call, are packed a tile column at a time by the thread that multiplies
 it, where there are at most two blocks of positions: they then lie in its L2 and pass through memory once (512 to 512
@@ -67,8 +69,9 @@ from .arrays import (
     weight_view,
     writable,
 )
-from .blocking import CROWDED_BYTES, LINE_BYTES, Block, Correlation, DirectWeight, Slabs
+from .blocking import CROWDED_BYTES, LINE_BYTES, PAIR_SHARE, Block, Correlation, DirectWeight, Slabs
 from .bound import Prepare
+from .caches import caches
 from .compile import jit
 from .epilogue import add_run, write_channels, write_positions
 from .gemm import gather, multiply, multiply_finished, multiply_lanes, multiply_wide, transpose, zero
@@ -149,7 +152,7 @@ class Layout(NamedTuple):
     slab_outputs: int
     k_blocks: int
     k_parts: int
-    paired: int  # whether tiles are two tile columns wide where there are two
+    taps_at_once: int  # by tiles of two tile columns, 0: tiles are never that wide
     images: int
     rows: int
     columns: int
@@ -308,12 +311,14 @@ def forward_range(t, threads, table, chunk, kind):
     zero(zeros, 2 * width)
     block_weights = g.tap_count * g.tap_length * width
     pixel_bytes = g.source_step * g.x_w * (VECTOR_BYTES // lanes)
-    in_place = g.single and g.x_c == 1 and (g.paired or pixel_bytes == 0 or pixel_bytes % CROWDED_BYTES != 0)
+    in_place = g.single and g.x_c == 1 and (g.taps_at_once > 0 or pixel_bytes == 0 or pixel_bytes % CROWDED_BYTES != 0)
     # Tiles add the bias; they apply activations that only limit, unless a residual comes first that is not theirs to
     # add; they write to the output itself where its channels lie together.
     tiled = g.tap_count > 0 and not g.by_lane
     limited = tiled and g.activation <= RELU6
-    straight = limited and g.out_c == 1 and (g.residual == 0 or (g.residual_c == 1 and g.residual_w >= 0))
+    one_pass = g.taps_at_once == 0 or g.taps_at_once >= g.tap_count
+    added = one_pass and g.residual_c == 1 and g.residual_w >= 0
+    straight = limited and g.out_c == 1 and (g.residual == 0 or added)
     activation = g.activation if limited and (g.residual == 0 or straight) else 0
     image_blocks, row_blocks = -(-g.batch // g.images), -(-g.out_height // g.rows)
     column_blocks = -(-g.out_width // g.columns)
@@ -345,9 +350,13 @@ def forward_range(t, threads, table, chunk, kind):
         for i in range(positions, positions + TILE_ROWS):
             store(offsets, i, load(offsets, positions - 1))  # a tile beyond the end repeats the last position
 
-        k_block, last_block = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
+        # which columns have sums of several passes must not depend on the threads: then parts begin with a pair
+        unit = 1 if one_pass else 2
+        units = -(-g.k_blocks // unit)
+        k_block = units * part // g.k_parts * unit
+        last_block = min(g.k_blocks, units * (part + 1) // g.k_parts * unit)
         while k_block < last_block:
-            count = 2 if g.paired and last_block - k_block > 1 else 1
+            count = 2 if g.taps_at_once > 0 and last_block - k_block > 1 else 1
             wide, channel = count * width, index * g.slab_outputs + k_block * width
             channels = min(wide, g.slab_outputs - k_block * width, g.groups * g.group_outputs - channel)
             b = shift(weights, (index * g.k_blocks + k_block) * block_weights)
@@ -357,19 +366,23 @@ def forward_range(t, threads, table, chunk, kind):
                     to = shift(own, j * block_weights)
                     pack_column(g.packing, kind, weights, index * g.k_blocks + k_block + j, to)
             k_block += count
-            far, far_count = shift(b, count * block_weights), 2 * block_weights
+            far, far_apart = shift(weights, (index * g.k_blocks + k_block) * block_weights), block_weights
+            far_count = min(g.taps_at_once, g.tap_count) * g.tap_length * width
             if k_block == last_block:
                 far, far_count = input_after(table, kind, item, last_item)
+                far_apart = far_count = far_count // 2
             start = shift(bias, channel) if g.bias else zeros
             if straight:
                 for i in range(0, 4 * run_count, 4):
                     y = shift(out, load(runs, i + 2) + channel)
                     z = shift(residual, load(runs, i + 3) + channel * g.residual_c)
+                    partial = shift(sums, load(runs, i) * wide)
                     places, ldr = shift(offsets, load(runs, i)), g.residual_w if g.residual else -1
                     if count == 2:
                         multiply_wide(
                             load(runs, i + 1), channels, g.tap_count, taps, g.tap_length, g.tap_step, a, places, b,
-                            block_weights, far, far_count, y, g.out_w, start, z, ldr, activation,
+                            block_weights, g.taps_at_once, partial, zeros, far, far_apart, far_count, y, g.out_w, start,
+                            z, ldr, activation,
                         )  # fmt: skip
                     else:
                         multiply_finished(
@@ -389,7 +402,7 @@ def forward_range(t, threads, table, chunk, kind):
             elif count == 2:
                 multiply_wide(
                     positions, channels, g.tap_count, taps, g.tap_length, g.tap_step, a, offsets, b, block_weights,
-                    far, far_count, sums, wide, start, start, -1, activation,
+                    g.taps_at_once, sums, zeros, far, far_apart, far_count, sums, wide, start, start, -1, activation,
                 )  # fmt: skip
             else:
                 multiply_finished(
@@ -410,7 +423,7 @@ def forward_range(t, threads, table, chunk, kind):
 
 def _fixed(
     c: Correlation, slabs: Slabs, block: Block, scratch: tuple[int, ...], rows: np.ndarray, tap_length: int,
-    tap_step: int, k_parts: int, paired: bool, packing: tuple[np.ndarray, ...] = (),
+    tap_step: int, k_parts: int, taps_at_once: int, packing: tuple[np.ndarray, ...] = (),
 ) -> tuple[tuple[int, ...], tuple[Any, ...]]:  # fmt: skip
     """The constant part of a Layout, and the arrays whose addresses are in it."""
     depth, height, width = c.axes
@@ -424,7 +437,7 @@ def _fixed(
         int(single), step,
         address(rows), rows.size, tap_length, tap_step,
         c.batch, c.groups, c.group_inputs, c.group_outputs,
-        int(slabs.by_lane), slabs.count, slabs.pixel, slabs.outputs, slabs.blocks, k_parts, int(paired),
+        int(slabs.by_lane), slabs.count, slabs.pixel, slabs.outputs, slabs.blocks, k_parts, taps_at_once,
         block.images, block.rows, block.columns, block.slab_rows, block.slab_columns,
         depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
     )  # fmt: skip
@@ -451,8 +464,10 @@ def _prepare(
         taps, length = taps[:, :, 0], length * c.axes[2].kernel
     step = columns(itemsize) if plan.slabs.by_lane else 1
     packing = column_table(*w, np.dtype(f"f{itemsize}"), columns(itemsize)) if w else ()
-    paired = PAIRS and plan.paired
-    return _fixed(c, plan.slabs, plan.block, plan.scratch, taps.ravel(), length, step, plan.k_parts, paired, packing)
+    pair = 2 * length * columns(itemsize) * itemsize  # bytes of a piece of the window, two tile columns
+    most = caches().l2 // PAIR_SHARE // pair if PAIRS and plan.slabs.blocks > 1 and not plan.slabs.by_lane else 0
+    at_once = blocking.even(taps.size, most) if most else 0
+    return _fixed(c, plan.slabs, plan.block, plan.scratch, taps.ravel(), length, step, plan.k_parts, at_once, packing)
 
 
 @lru_cache(maxsize=256)
@@ -568,7 +583,7 @@ def _prepare_weight(c: Correlation, itemsize: int) -> tuple[DirectWeight, tuple[
     taps = _taps(c, plan.chunk, plan.slabs.pixel).reshape(-1, 1)
     rows = (taps + np.arange(c.group_inputs) * (columns(itemsize) if by_lane else 1)).ravel()
     rows = np.concatenate((rows, np.full(TILE_ROWS, rows[-1])))  # the last tile's spare rows repeat a valid one
-    return plan, *_fixed(c, plan.slabs, plan.chunk, (plan.segments_bytes,), rows, 0, 0, 1, False)
+    return plan, *_fixed(c, plan.slabs, plan.chunk, (plan.segments_bytes,), rows, 0, 0, 1, 0)
 
 
 @in_float32

@@ -85,30 +85,45 @@ def multiply_finished(
 
 @jit(inline=True)
 def multiply_wide(
-    height, columns, segment_count, segments, length, step, a, rows, b, apart, far, far_count, c, ldc, bias, residual,
-    ldr, activation,
+    height, columns, segment_count, segments, length, step, a, rows, b, apart, at_once, partial, zeros, far, far_apart,
+    far_count, c, ldc, bias, residual, ldr, activation,
 ):  # fmt: skip
-    """``multiply_finished`` for two tile columns, whose weights are ``apart``; meanwhile the ``far_count`` elements at
-    ``far`` are asked for. Tiles have 6 rows or 5: from 20 on any number is made of those."""
+    """``multiply_finished`` for two tile columns, whose weights are ``apart``, ``at_once`` segments at a time.
+
+    In between the sums lie in ``partial``, [position][both columns]; then there must be no residual. Meanwhile what is
+    multiplied next is asked for: in the end twice ``far_count`` elements, at ``far`` and ``far_apart`` further on.
+    Tiles have 6 rows or 5: from 20 on any number is made of those.
+    """
     keep_whole()
-    tiles, line = -(-height // WIDE_ROWS), vector_lanes(load(b, 0)) * LINE_BYTES // VECTOR_BYTES
-    steps = segment_count * length
-    far_step = max(0, min(line, -(-far_count // (tiles * steps))))
-    for j in range(tiles):
-        i = height * j // tiles
-        count = height * (j + 1) // tiles - i
-        r, y, z = shift(rows, i), shift(c, i * ldc), shift(residual, max(i * ldr, 0))
-        asked = shift(far, j * steps * far_step)
-        if count == WIDE_ROWS:
-            wide_output_tile(
-                segment_count, segments, length, step, a, r, b, apart, asked, far_step, y, ldc, count, columns, bias, z,
-                ldr, activation,
-            )  # fmt: skip
-        else:
-            low_wide_output_tile(
-                segment_count, segments, length, step, a, r, b, apart, asked, far_step, y, ldc, count, columns, bias, z,
-                ldr, activation,
-            )  # fmt: skip
+    lanes = vector_lanes(load(b, 0))
+    tiles, width, line = -(-height // WIDE_ROWS), 2 * lanes, lanes * LINE_BYTES // VECTOR_BYTES
+    half = max(1, tiles // 2)
+    for first in range(0, segment_count, at_once):
+        count = min(at_once, segment_count - first)
+        left, steps, b_pass = segment_count - first - count, count * length, shift(b, first * length * width)
+        last = left == 0
+        asked = far if last else shift(b_pass, steps * width)
+        asked_apart = far_apart if last else apart
+        asked_step = -(-(far_count if last else min(at_once, left) * length * width) // (half * steps))
+        asked_step = max(0, min(line, asked_step))
+        to, ldt = (c, ldc) if last else (partial, 2 * width)
+        more, ldm = (partial, 2 * width) if first else (residual, ldr)
+        start, limits = (bias, activation) if last else (zeros, 0)
+        for j in range(tiles):
+            i = height * j // tiles
+            n = height * (j + 1) // tiles - i
+            r, y, z = shift(rows, i), shift(to, i * ldt), shift(more, max(i * ldm, 0))
+            f = shift(asked, j * steps * asked_step if j < half else asked_apart + (j - half) * steps * asked_step)
+            if n == WIDE_ROWS:
+                wide_output_tile(
+                    count, shift(segments, first), length, step, a, r, b_pass, apart, f, asked_step, y, ldt, n, columns,
+                    start, z, ldm, limits,
+                )  # fmt: skip
+            else:
+                low_wide_output_tile(
+                    count, shift(segments, first), length, step, a, r, b_pass, apart, f, asked_step, y, ldt, n, columns,
+                    start, z, ldm, limits,
+                )  # fmt: skip
 
 
 @jit(inline=True)

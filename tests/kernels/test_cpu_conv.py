@@ -53,7 +53,7 @@ EDGES = {
     "several blocks": conv(2, 33, 70, (23, 19), 3, pad=1),
     "first layer": conv(2, 3, 40, (18, 17), 7, stride=2, pad=3),
     "one channel": conv(3, 1, 32, (11, 12), 3),
-    "deep": conv(1, 320, 40, (5, 6), 3, pad=1),
+    "deep": conv(1, 320, 70, (3, 9), 3),
     "pointwise": conv(2, 35, 50, (9, 9), 1),
     "pointwise stride 2": conv(3, 16, 33, (7, 7), 1, stride=2),
     "small maps, merged images": conv(9, 8, 40, (3, 3), 3, pad=1),
@@ -292,6 +292,7 @@ IN_REGISTERS = {
     "pointwise, rows a set of the cache apart": conv(1, 512, 40, (5, 6), 1),
     "one vector of outputs": conv(1, 5, 9, (6, 7), 3, pad=1),
     "several blocks": EDGES["several blocks"],
+    "deep": EDGES["deep"],
     "groups": EDGES["groups"],
     "first layer": EDGES["first layer"],
     "first layer, several tiles a row": conv(1, 3, 24, (5, 120), 3, stride=2, pad=1),
@@ -331,7 +332,7 @@ def test_large_biases_are_added_once(algorithm, last):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
-@pytest.mark.parametrize("name", ["several blocks", "first layer", "pointwise", "groups", "above a tile"])
+@pytest.mark.parametrize("name", ["several blocks", "deep", "first layer", "pointwise", "groups", "above a tile"])
 def test_bits_do_not_depend_on_threads(name, last):
     geometry, rng = EDGES[name], np.random.default_rng(6)
     change = channels_last if last else np.asarray
