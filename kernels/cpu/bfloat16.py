@@ -242,6 +242,10 @@ def forward_range(t, threads, table, chunk, kind):
         rows, columns = min(g.rows, g.out_height - oh0), min(g.columns, g.out_width - ow0)
         pack_slab(g, table, slab, n, group, od, oh0, rows, ow0, columns)
         used = (rows - 1) * g.pitch + columns
+        # rows without a gap in the slab, the output and the residual are one run
+        gapless = g.pitch == columns and g.out_h == columns * g.out_w
+        gapless = gapless and (g.residual == 0 or g.residual_h == columns * g.residual_w)
+        runs, length = (1, used) if gapless else (rows, columns)
         corner = n * g.out_n + od * g.out_d + oh0 * g.out_h + ow0 * g.out_w
         other = n * g.residual_n + od * g.residual_d + oh0 * g.residual_h + ow0 * g.residual_w
         for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
@@ -266,11 +270,11 @@ def forward_range(t, threads, table, chunk, kind):
             if g.out_c == 1:
                 continue
             for k in range(channels):
-                for r in range(rows):
+                for r in range(runs):
                     row = shift(turned, k * g.positions + r * g.pitch)
                     y = shift(out, corner + (channel + k) * g.out_c + r * g.out_h)
                     z = shift(residual, other + (channel + k) * g.residual_c + r * g.residual_h)
-                    finish_row(g, row, columns, shift(bias, channel + k), 0, z, g.residual_w, extra, y, g.out_w)
+                    finish_row(g, row, length, shift(bias, channel + k), 0, z, g.residual_w, extra, y, g.out_w)
     if FORM == "amx":
         end_tiles()
 

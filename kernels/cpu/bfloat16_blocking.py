@@ -33,7 +33,7 @@ class Plan:
     positions: int  # of a block, in whole tiles
     k_blocks: int
     k_parts: int
-    scratch: tuple[int, int, int, int]  # slab, a tile's sums, the block's sums transposed, a row of the residual
+    scratch: tuple[int, int, int, int]  # slab, a tile's sums, the block's sums transposed, a run of the residual
     packed: int  # elements of the packed weights
 
     @property
@@ -70,7 +70,7 @@ def plan(c: Correlation, threads: int) -> Plan:
             k_parts = min(k_blocks, threads // math.gcd(others * row_blocks, threads))
     phase_rows, pitch, slab_bytes = slab(rows, columns)
     positions = round_up(max((rows - 1) * pitch + columns, 1), ROWS)
-    scratch = (slab_bytes, ROWS * COLUMNS * 4, COLUMNS * positions * 4, round_up(max(columns, COLUMNS), 16) * 4)
+    scratch = (slab_bytes, ROWS * COLUMNS * 4, COLUMNS * positions * 4, positions * 4)
     packed = c.groups * k_blocks * c.taps * pixel * COLUMNS
     extents = (height.extent(rows), width.extent(columns))
     return Plan(
