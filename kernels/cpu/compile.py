@@ -205,7 +205,13 @@ def _cache_class() -> type:
                 directory = _directory()
                 directory.mkdir(parents=True, exist_ok=True)
                 with _locked(directory):
-                    super().save_overload(sig, data)
+                    try:
+                        super().save_overload(sig, data)
+                    except OSError:
+                        raise
+                    except Exception:  # the index is damaged: begin a new one
+                        self.flush()
+                        super().save_overload(sig, data)
             except OSError as error:
                 _give_up(error)
 

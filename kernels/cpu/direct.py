@@ -234,7 +234,7 @@ def input_after(table, kind, item, last_item):
     """Address and elements of the channels-last input under the item after this one, where that is one piece."""
     g = Layout(*unpack(table, _FIELDS))
     x = pointer(g.x, kind)
-    if item + 1 >= last_item or g.x_c != 1 or g.columns < g.out_width:
+    if item + 1 >= last_item or g.x_c != 1 or g.columns < g.out_width or g.tap_count == 0:
         return x, 0
     n0, od, oh0, _, _, _ = place(g, item + 1)
     d = load(pointer(g.source_d, table), od * g.stride_d + (g.kernel_d - 1) * g.dilation_d)

@@ -57,7 +57,7 @@ def test_later_processes_hit_and_concurrent_ones_do_not_collide(tmp_path):
         assert finish(process)[2:] == (True, [])
     assert finish(start(tmp_path)) == (3, 0, True, [])
 
-    for file in tmp_path.rglob("*.nbc"):
+    for file in (*tmp_path.rglob("*.nbc"), *tmp_path.rglob("weights.*.nbi")):  # data, and an index of it
         file.write_bytes(file.read_bytes()[:100])
     assert finish(start(tmp_path)) == (0, 3, True, [])  # damaged: compiled again
 

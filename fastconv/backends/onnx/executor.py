@@ -125,7 +125,7 @@ class Executor:
                 arena += program.block.nbytes
                 last, rest = program.last, None
                 if last is not None:
-                    rows.append(Row(last.name or last.outputs[0], last.op, program.how, (), False))
+                    rows.append(Row(last.label, last.op, program.how, (), False))
                     rest = next(reversed(program.rest.programs.values()), None)
                 program = rest
         return Explanation(rows, self.nodes, arena)

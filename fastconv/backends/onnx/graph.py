@@ -52,8 +52,13 @@ class Node:
         """Whether the input at this place is given."""
         return len(self.inputs) > place and self.inputs[place] != ""
 
+    @property
+    def label(self) -> str:
+        """Its name in a table: where it has none, that of its first output."""
+        return self.name or next(filter(None, self.outputs), "")
+
     def __str__(self) -> str:
-        return f"{self.op} {self.name}" if self.name else f"{self.op} giving {next(filter(None, self.outputs), '')}"
+        return f"{self.op} {self.name}" if self.name else f"{self.op} giving {self.label}"
 
 
 @dataclass(frozen=True)

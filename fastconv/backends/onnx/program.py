@@ -369,7 +369,7 @@ class Program:
         results = self.reference(*(arrays[n] if n else None for n in self.last.inputs))
         if rows is not None:
             shape = getattr(results[0], "shape", ())
-            rows.append(Row(self.last.name, self.last.op, self.how, shape, False, time.perf_counter() - start))
+            rows.append(Row(self.last.label, self.last.op, self.how, shape, False, time.perf_counter() - start))
         arrays.update((n, r) for n, r in zip(self.last.outputs, results, strict=True) if n)
         return {n: arrays[n] for n in self.rest.graph.inputs}, self.rest
 
@@ -380,7 +380,7 @@ class Program:
     def rows(self) -> list[Row]:
         """The steps, untimed."""
         return [
-            Row(s.node.name or name, s.node.op, s.how, s.made[0].shape, self.orders[name])
+            Row(s.node.label, s.node.op, s.how, s.made[0].shape, self.orders[name])
             for s in self.steps
             for name in [next(filter(None, s.node.outputs))]
         ]
