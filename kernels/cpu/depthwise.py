@@ -37,7 +37,7 @@ import numpy as np
 
 from . import depthwise_plan, simd
 from .arrays import KIND, Workspace, address, aligned_empty
-from .blocking import Correlation
+from .blocking import Correlation, round_up
 from .bound import Prepare
 from .compile import jit
 from .depthwise_plan import (
@@ -56,7 +56,7 @@ from .gemm import zero
 from .phases import entry_points
 from .simd import copy, keep_whole, load, pointer, shift, store, unpack, vector_lanes
 from .threads import run_shares
-from .window import LINES, MERGES, WIDTH, channel_window, copy_even, pixel_window
+from .window import HIGH, LINES, MERGES, NARROW, TALL, WIDE, WIDTH, channel_window, copy_even, pixel_window
 
 
 class Layout(NamedTuple):
@@ -329,14 +329,18 @@ def pixel_range(t, threads, table, chunk, kind):
                 gather_taps(source, pointer(g.places, 0), own, g.taps)
                 weights = own
             bias = shift(pointer(g.bias, kind), k) if g.bias else pointer(zeros, kind)
-            for i in range(0, rows, LINES):
-                height = min(LINES, rows - i)
+            i = 0
+            while i < rows:
+                tall = TALL > 0 and g.out_width <= lanes and rows - i > LINES
+                most = TALL if tall else LINES
+                height = min(most, rows - i)
                 to = n * g.out_n + k * g.out_c + od * g.out_d + (oh0 + i) * g.out_h
                 other = n * g.residual_n + k * g.residual_c + od * g.residual_d + (oh0 + i) * g.residual_h
                 q = 0
                 while q < g.out_width:
                     left = g.out_width - q
                     wide = WIDTH == 1 or left > lanes
+                    form = WIDE if wide else HIGH if tall else NARROW
                     tile = WIDTH * lanes if wide else lanes
                     count = min(left, tile)
                     if whole and wide:  # a row of tiles at once, but for a last one that is narrow
@@ -347,11 +351,11 @@ def pixel_range(t, threads, table, chunk, kind):
                         fields = shift(passes, p * _PASS)
                         y = shift(pointer(g.out, kind), to + q) if last else sums
                         pixel_window(
-                            load(fields, 0) + evens, wide, load(fields, 2), shift(segments, 3 * load(fields, 1)),
+                            load(fields, 0) + evens, form, load(fields, 2), shift(segments, 3 * load(fields, 1)),
                             shift(lines, i), load(fields, 4), first + q * step, limit, shift(weights, load(fields, 3)),
                             p > 0, sums, last and ending, bias, g.activation,
-                            y, g.out_h if last else WIDTH * lanes, height if last else LINES,
-                            count if last else tile, ahead if last else 0,
+                            y, g.out_h if last else WIDTH * lanes, height if last else most,
+                            count if last else tile, (2 * ahead if tall else ahead) if last else 0,
                             upcoming and upcoming + (i * g.stride_h * g.x_h + q * 4 * LINES) * g.itemsize,
                         )  # fmt: skip
                     if not quick:
@@ -361,6 +365,7 @@ def pixel_range(t, threads, table, chunk, kind):
                             row = shift(sums, r * WIDTH * lanes)
                             finish(row, count, g.bias, bias, 0, g.residual, z, g.residual_w, g.activation, y, g.out_w)
                     q += count
+                i += height
 
 
 @jit
@@ -457,7 +462,7 @@ def _prepare(
     cut = plan(c, itemsize, threads)
     depth, height, width = axes = reached(c)
     by_row, by_column = (depthwise_plan.passes(a.kernel, a.stride, a.dilation) for a in (height, width))
-    places_h = places(height, cut.rows) + LINES - 1
+    places_h = places(height, round_up(cut.rows, LINES))
     places_w = places(width, width.out)
     channel_places = places_w + LINES - 1
 

@@ -187,7 +187,7 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
         taps,
         (
             aligned(zeros * itemsize),
-            aligned((MAX_LINES + 1) * column * itemsize),
+            aligned(2 * MAX_LINES * column * itemsize),  # lanes of channels: a row of them for biases
             aligned(table * 8) * 2,
             aligned(taps * itemsize),
             aligned(planes * height.extent(rows) * row + column * itemsize),

@@ -69,6 +69,8 @@ PARTIAL = 64
 """Vectors of a plane that are summed before the sum is added to the plane's: shorter chains, smaller errors."""
 
 inlined = njit(nogil=True, error_model="numpy", forceinline=True)
+# As helpers of ``jit(inline=True)`` they would take 1.5 s to compile instead of 4.2, but then nothing is optimised
+# before it is inlined: up to 5% more time, with indices, gradients and unequal divisors 5 to 15%.
 
 
 @inlined

@@ -37,6 +37,11 @@ from .simd import I32, INDEX, REGISTERS, VECTOR_BYTES, Vectors, close_phis, cons
 LINES, WIDTH = (7, 2) if REGISTERS == 32 else (8, 1)
 """Lines of a tile, vectors in each. Of 32 registers 7 are left for weights; of 16, 8 x 1 leaves as many as 4 x 2, loads
 less (10 vectors a segment of 3 taps instead of 12) and needs one mask instead of two."""
+TALL = 2 * LINES if WIDTH > 1 else 0
+"""Lines of a tile of one vector, where rows have no more and more than LINES are left: half as many tiles to begin and
+end, and fewer lines are loaded twice (576 channels of 14 x 14: 65 to 57 us, 16 images 1000 to 830)."""
+NARROW, WIDE, HIGH = 0, 1, 2
+"""Forms of a tile: LINES x 1, LINES x WIDTH, TALL x 1."""
 MERGES = VECTOR_BYTES == 64  # multiply-adds can skip lanes
 
 
@@ -44,9 +49,10 @@ class _Tile:
     """The IR of one tile at a builder's position."""
 
     def __init__(
-        self, builder: ir.IRBuilder, v: Vectors, width: int, by_lane: bool, runs: tuple[int, ...] = (), step: int = 1
+        self, builder: ir.IRBuilder, v: Vectors, form: int, by_lane: bool, runs: tuple[int, ...] = (), step: int = 1
     ) -> None:
-        self.b, self.v, self.width, self.by_lane, self.runs, self.step = builder, v, width, by_lane, runs, step
+        self.b, self.v, self.by_lane, self.runs, self.step = builder, v, by_lane, runs, step
+        self.width, self.lines = WIDTH if form == WIDE else 1, TALL if form == HIGH else LINES
         self.merges = MERGES and not by_lane
 
     def mask(self, position: ir.Value, limit: ir.Value, part: int, step: int = 1, again: bool = False) -> ir.Value:
@@ -97,9 +103,9 @@ class _Tile:
         for run, height in enumerate(self.runs):
             numbers = self.weights(weights, first, height)
             start = self.b.add(index, second) if run else index
-            for j in range(LINES + height - 1):
+            for j in range(self.lines + height - 1):
                 values = self.line(lines, self.b.add(start, const(j)), offset, masks)
-                for i in range(max(0, j - height + 1), min(LINES, j + 1)):
+                for i in range(max(0, j - height + 1), min(self.lines, j + 1)):
                     for part in range(self.width):
                         at = i * self.width + part
                         after = self.v.multiply_add(values[part], numbers[j - i][part], new[at])
@@ -132,9 +138,10 @@ class _Tile:
         self, values: list[ir.Value], out: ir.Value, ld: ir.Value, height: ir.Value, spare: ir.Value, columns: ir.Value
     ) -> None:
         b, v = self.b, self.v
+        ld = v.opaque(ld)  # else LLVM computes the rows' addresses, of every form, before the tiles of a row
 
         def rows(store: Any) -> None:
-            for i in range(LINES):
+            for i in range(self.lines):
                 inside = b.icmp_signed("<", const(i), height)
                 row = b.select(inside, b.gep(out, [b.mul(ld, const(i))]), spare)
                 for j in range(self.width):
@@ -158,7 +165,7 @@ def _sum_tile(tile: _Tile, args: Any, done: ir.Block) -> list[ir.Value]:
     builder, v, width, by_lane, taps = tile.b, tile.v, tile.width, tile.by_lane, sum(tile.runs)
     count, segments, lines, second, position, limit, weights, accumulate, earlier_sums = args
     before, loop = (builder.append_basic_block() for _ in range(2))
-    places = [(i, j) for i in range(LINES) for j in range(width)]
+    places = [(i, j) for i in range(tile.lines) for j in range(width)]
     fixed_masks = [tile.mask(position, limit, j) for j in range(width)] if by_lane else []
     entry = builder.block
     builder.cbranch(builder.icmp_signed("!=", accumulate, const(0)), before, loop)
@@ -247,14 +254,23 @@ def _fetch_ahead(builder: ir.IRBuilder, v: Vectors, args: Any) -> None:
     """
     segments, lines, position, out, ld, ahead = (args[i] for i in (3, 4, 6, 14, 15, 18))
     index, start = builder.load(segments), builder.add(position, ahead)
-    with builder.if_then(builder.icmp_signed("!=", ahead, const(0))):
-        for i in range(LINES):
+
+    def fetch(count: int, width: int) -> None:
+        step = v.opaque(ld)
+        for i in range(count):
             address = builder.load(builder.gep(lines, [builder.add(index, const(i + 1))]))
             row = builder.gep(builder.inttoptr(address, v.element.as_pointer()), [start])
-            target = builder.gep(out, [builder.mul(ld, const(i + 2 * LINES))])
-            for j in range(WIDTH):
+            target = builder.gep(out, [builder.mul(step, const(i + 2 * count))])
+            for j in range(width):
                 v.prefetch(builder.gep(row, [const(j * v.lanes)]), write=False, level=1)
                 v.prefetch(builder.gep(target, [const(j * v.lanes)]), write=True, level=1)
+
+    high, some = builder.icmp_signed("==", args[1], const(HIGH)), builder.icmp_signed("!=", ahead, const(0))
+    with builder.if_then(some), builder.if_else(high) as (one_vector, other):
+        with one_vector:
+            fetch(TALL, 1)
+        with other:
+            fetch(LINES, WIDTH)
 
 
 def _fetch_upcoming(builder: ir.IRBuilder, v: Vectors, upcoming: ir.Value, at: ir.Value) -> None:
@@ -272,11 +288,11 @@ def _fetch_upcoming(builder: ir.IRBuilder, v: Vectors, upcoming: ir.Value, at: i
 
 
 def _make(by_lane: bool) -> Any:
-    """An intrinsic that sums one tile of the shape given by its number and whether it is WIDTH vectors wide."""
+    """An intrinsic that sums the tiles of a row, of the shape and the form given by their numbers."""
 
     @intrinsic
     def window(
-        typingctx: Any, shape: Any, wide: Any, count: Any, segments: Any, lines: Any, second: Any, position: Any,
+        typingctx: Any, shape: Any, form: Any, count: Any, segments: Any, lines: Any, second: Any, position: Any,
         limit: Any, weights: Any, accumulate: Any, sums: Any, finish: Any, bias: Any, clamp: Any,
         out: Any, ld: Any, height: Any, columns: Any, ahead: Any, upcoming: Any,
     ) -> Any:  # fmt: skip
@@ -288,16 +304,16 @@ def _make(by_lane: bool) -> Any:
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             v = Vectors(builder, sig.args[8])
-            shape, wide, _, _, lines, _, position = args[:7]
+            shape, form, _, _, lines, _, position = args[:7]
             out, ld, height, columns = args[14:18]
-            choice = builder.add(builder.mul(shape, const(2)), wide)
+            choice = builder.add(builder.mul(shape, const(3)), form)
             entry = builder.block
             tile, following, done = (builder.append_basic_block(name) for name in ("tile", "following", "done"))
             if by_lane:
                 starts = [const(0), lines, out, height]
             else:
                 across = builder.select(
-                    builder.icmp_signed("!=", wide, const(0)), const(WIDTH * v.lanes), const(v.lanes)
+                    builder.icmp_signed("==", form, const(WIDE)), const(WIDTH * v.lanes), const(v.lanes)
                 )
                 evens = builder.icmp_signed(">=", shape, const(len(RUNS)))
                 step = builder.select(evens, const(2), const(1))
@@ -314,21 +330,21 @@ def _make(by_lane: bool) -> Any:
                 _fetch_upcoming(builder, v, args[19], walk[0])
             switch = builder.switch(choice, done)
             # A block of a few channels is computed in full: narrow tiles would take 0.5 s to compile.
-            for is_wide, width in ((1, WIDTH),) if by_lane or WIDTH == 1 else ((0, 1), (1, WIDTH)):
+            for number_of_form in (WIDE,) if by_lane or WIDTH == 1 else (NARROW, WIDE, HIGH):
                 join, found = builder.append_basic_block("join"), []
                 for number, (runs, distance) in enumerate(TILES):
                     if by_lane and distance > 1:
                         continue
                     block = builder.append_basic_block()
-                    switch.add_case(const(2 * number + is_wide), block)
+                    switch.add_case(const(3 * number + number_of_form), block)
                     builder.position_at_end(block)
-                    sums = _sum_tile(_Tile(builder, v, width, by_lane, runs, distance), args[2:11], join)
+                    sums = _sum_tile(_Tile(builder, v, number_of_form, by_lane, runs, distance), args[2:11], join)
                     found.append((sums, builder.block))
                 builder.position_at_end(join)
                 joined = open_phis(builder, *found[0])
                 for sums, block in found[1:]:
                     close_phis(joined, sums, block)
-                _write_tile(_Tile(builder, v, width, by_lane), joined, args[11:18], args[10], following)
+                _write_tile(_Tile(builder, v, number_of_form, by_lane), joined, args[11:18], args[10], following)
 
             builder.position_at_end(following)
             at = walk[0]
