@@ -352,24 +352,24 @@ def direct_forward(
     others = -(-c.batch // block.images) * c.axes[0].out * -(-c.axes[2].out // block.columns) * widest.count
     k_parts, row_blocks = 1, -(-height // block.rows)
 
-    def share_of_rows(rows: int) -> float:
+    def largest_share(rows: int, parts_of_k: list[int]) -> float:
         sizes = [rows] * (height // rows) + ([height % rows] if height % rows else [])
-        return makespan(sizes, others, threads) / (others * height)
+        items = [n * part for n in sizes for part in parts_of_k]
+        return makespan(items, others, threads) / (others * height * sum(parts_of_k))
 
     few = threads > 1 and 0 < others * row_blocks < 8 * threads
-    if few and share_of_rows(block.rows) * threads > 1.01:
+    if few and largest_share(block.rows, [1]) * threads > 1.01:
         # few tasks that do not divide evenly: cut rows so that they do, else images or output channels, if that is
         # more even (56 rows: 14 blocks of 4, not 11 of 5 and one of 1; 17 rows: 9 and 8; 7 rows and 512 channels: 256
         # and 256)
         shares: dict[float, int] = {}
         for parts in range(row_blocks, 2 * row_blocks + threads):
-            shares.setdefault(share_of_rows(even(height, -(-height // parts))), parts)
+            shares.setdefault(largest_share(even(height, -(-height // parts)), [1]), parts)
         least = min(shares)
         whole = threads // math.gcd(others * row_blocks, threads)
         vectors = -(-c.group_outputs * itemsize // MAX_VECTOR_BYTES)
         cut = [min(TILE_VECTORS * (widest.blocks * i // whole), vectors) for i in range(whole + 1)]
-        parts_of_k = [last - first for first, last in itertools.pairwise(cut)]
-        share_of_k = makespan(parts_of_k, others * row_blocks, threads) / (others * row_blocks * vectors)
+        share_of_k = largest_share(block.rows, [last - first for first, last in itertools.pairwise(cut)])
         # two threads that share the positions both pack all weights; that share the outputs, all input
         many_weights = c.taps * c.group_outputs > 4 * c.batch * math.prod(axis.source.size for axis in c.axes)
         cut_weights = unpacked and others * row_blocks == widest.count and many_weights and share_of_k * threads < 1.01

@@ -48,6 +48,8 @@ def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, i
         return lambda f: jit(f, parallel=parallel, inline=inline)
     import numba
 
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError("NUMBA_DISABLE_JIT is set, and fastconv's kernels run only when compiled: unset it")
     options = {"no_cpython_wrapper": True, "pipeline_class": _helper_compiler()} if inline else {}
     dispatcher = numba.njit(
         function, nogil=True, error_model="numpy", parallel=parallel, no_cfunc_wrapper=True, **options

@@ -372,13 +372,14 @@ def forward_range(t, threads, table, chunk, kind):
                 far, far_count = input_after(table, kind, item, last_item)
                 far_apart = far_count = far_count // 2
             start = shift(bias, channel) if g.bias else zeros
+            # PAIRS is a constant: where tiles are never wide, they are not compiled either
             if straight:
                 for i in range(0, 4 * run_count, 4):
                     y = shift(out, load(runs, i + 2) + channel)
                     z = shift(residual, load(runs, i + 3) + channel * g.residual_c)
                     partial = shift(sums, load(runs, i) * wide)
                     places, ldr = shift(offsets, load(runs, i)), g.residual_w if g.residual else -1
-                    if count == 2:
+                    if PAIRS and count == 2:
                         multiply_wide(
                             load(runs, i + 1), channels, g.tap_count, taps, g.tap_length, g.tap_step, a, places, b,
                             block_weights, g.taps_at_once, partial, zeros, far, far_apart, far_count, y, g.out_w, start,
@@ -399,7 +400,7 @@ def forward_range(t, threads, table, chunk, kind):
                 multiply_fetching(
                     table, kind, after, a, offsets, b, sums, runs, channel, channels, positions, start, activation
                 )
-            elif count == 2:
+            elif PAIRS and count == 2:
                 multiply_wide(
                     positions, channels, g.tap_count, taps, g.tap_length, g.tap_step, a, offsets, b, block_weights,
                     g.taps_at_once, sums, zeros, far, far_apart, far_count, sums, wide, start, start, -1, activation,

@@ -91,6 +91,14 @@ def test_a_helper_gets_no_machine_code_of_its_own():
     assert compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name) == 0
 
 
+def test_numba_told_not_to_compile_is_named():
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-c", "import fastconv.kernels.cpu.gemm"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "RuntimeError: NUMBA_DISABLE_JIT is set" in done.stderr
+
+
 def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
     assert compiling.cache_dir() == tmp_path

@@ -96,10 +96,17 @@ def small_problems_use_threads_too():
         yield
 
 
-@pytest.mark.parametrize(("height", "rows"), [(56, 4), (112, 2)])
-def test_threads_get_equal_shares_of_the_rows(height, rows):
-    """56 rows in blocks of 5, the most that fit, would be 30 rows for one thread and 26 for the other."""
-    geometry = conv(1, 64, 256, (height, height), 1)
+@pytest.mark.parametrize(
+    ("geometry", "rows"),
+    [
+        (conv(1, 64, 256, (56, 56), 1), 4),
+        (conv(1, 64, 256, (112, 112), 1), 2),
+        (conv(1, 100, 8, (13, 57), 7, pad=3), 3),
+    ],
+)
+def test_threads_get_equal_shares_of_the_rows(geometry, rows):
+    """56 rows in blocks of 5, the most that fit, would be 30 rows for one thread and 26 for the other; 13 in blocks of
+    4 would be 8 and 5, instead of 6 and 7."""
     assert blocking.direct_forward(blocking.correlation(geometry), 4, threads=2).block.rows == rows
 
 
