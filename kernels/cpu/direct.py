@@ -15,9 +15,9 @@ Tile columns are taken in pairs: tiles of 6 x 4 vectors load less than those of 
 registers, and 6 rows of x may lie whole sets of the L1 cache apart (``CROWDED_BYTES``), 14 may not. Every 6 positions
 the weights of a pair pass through L1, so they should come from L2: a window whose weights do not fit there is summed
 some taps at a time (``blocking.PAIR_SHARE``). Meanwhile the weights that come next are asked for, in the end the next
-pair's or the next item's channels-last input. What that gained, one thread, channels last: 1x1 of 256 to 1024 channels
-on 14x14 5 to 8%, 1024 to 256 16%, 256 to 64 on 56x56 18%, 2048 to 512 on 7x7 9% (weights from memory, two threads 16%);
-3x3 at stride 2 of 128 channels on 56x56 9%, 512 on 38x38 17%; 64 channels on 56x56, dilation 2, 8%.
+pair's or the next item's channels-last input. What that gained, one thread, channels last, versions in turn: 1x1 of 64
+to 256 channels on 56x56 16%, 512 to 128 on 28x28 18%, 1024 to 256 on 14x14 12%, 2048 to 512 on 7x7 5%; 3x3 at stride 2
+of 128 channels on 56x56 7%, 512 on 38x38 8%; 64 channels on 56x56, dilation 2, 8%.
 
 Weights that are not packed yet, those of a plain call, are packed a tile column at a time by the thread that multiplies
 it, where there are at most two blocks of positions: they then lie in its L2 and pass through memory once (512 to 512
