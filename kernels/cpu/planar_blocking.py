@@ -16,7 +16,6 @@ from .blocking import (
     PIXEL_VECTORS,
     Correlation,
     _axis,
-    _with_half,
     aligned,
     correlation,
     even,
@@ -25,6 +24,7 @@ from .blocking import (
     phase_bytes,
     phase_correlations,
     round_up,
+    with_half,
 )
 
 PLANE_BYTES = 256 << 10  # of one thread's packed planes
@@ -249,14 +249,14 @@ def _workspaces(
 
     @lru_cache(maxsize=512)
     def forward(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
-        return _with_half(geometry, itemsize, lambda size: nbytes(correlation(geometry), size, threads))
+        return with_half(geometry, itemsize, lambda size: nbytes(correlation(geometry), size, threads))
 
     @lru_cache(maxsize=512)
     def grad_input(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
         def of_phases(size: int) -> int:
             return phase_bytes(geometry, size, threads, lambda c: nbytes(c, size, threads), phases)
 
-        return _with_half(geometry, itemsize, of_phases)
+        return with_half(geometry, itemsize, of_phases)
 
     return forward, grad_input
 
