@@ -118,12 +118,12 @@ class PlanarForward:
 def _cut(n: int, most: int, others: int, threads: int, multiple: int = 1) -> int:
     """Rows (or columns) of a block: at most about ``most``, even for the threads where there are few blocks."""
     least = -(-n // max(1, min(n, most)))
-    candidates: dict[int, int] = {}
+    candidates: dict[float, int] = {}
     for parts in range(least, 2 * least + threads):
         size = round_up(-(-n // parts), multiple)
         count = -(-n // size)
         if count * others > 16 * threads:
-            candidates.setdefault(0, size)
+            candidates.setdefault(n * others / threads, size)  # many blocks: as even as can be
             break
         sizes = [size] * (count - 1) + [n - size * (count - 1)]
         candidates.setdefault(makespan(sizes, others, threads), size)
@@ -206,10 +206,10 @@ class PointwiseForward:
 def _parts(n: int, most: int, others: int, threads: int) -> int:
     """Into how many even parts to cut ``n``: each at most ``most``, even for the threads where there are few."""
     least = -(-n // most)
-    candidates: dict[int, int] = {}
+    candidates: dict[float, int] = {}
     for parts in range(least, min(n, 2 * least + threads) + 1):
         if parts * others > 16 * threads:
-            candidates.setdefault(0, parts)
+            candidates.setdefault(n * others / threads, parts)
             break
         sizes = [n * (i + 1) // parts - n * i // parts for i in range(parts)]
         candidates.setdefault(makespan(sizes, others, threads), parts)
