@@ -31,10 +31,11 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from .blocking import TILE_VECTORS
+from .blocking import LINE_BYTES, TILE_VECTORS
 from .compile import jit
 from .simd import (
     REGISTERS,
+    VECTOR_BYTES,
     Vectors,
     close_phis,
     const,
@@ -51,6 +52,7 @@ from .tiles import TILE_ROWS
 MIDDLE_ROWS = 8 if TILE_ROWS > 8 else 4
 LOW_ROWS = MIDDLE_ROWS // 2
 PASS = 256  # steps of k: 32 KB of b with AVX-512, 16 KB with AVX2
+ROW_LINES = TILE_VECTORS * VECTOR_BYTES // LINE_BYTES
 NEAR = 8 if REGISTERS == 32 else 0  # steps by which the highest tile asks L1 for b ahead
 
 
@@ -154,8 +156,10 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed
     keep_whole()
     lanes = vector_lanes(kind)
     width = 2 * lanes
-    step = width // max(1, -(-height // TILE_ROWS))  # each of so many tiles asks for its share of the next panel
+    tiles = -(-height // TILE_ROWS)
     place, pieces, far_step, far_jump = load(aimed, 0), load(aimed, 1), load(aimed, 2), load(aimed, 3)
+    halves = tiles < ROW_LINES and pieces == 0  # a tile by itself asks for two lines a step, one of either half
+    step = width // (ROW_LINES if halves else max(1, tiles))  # each of so many tiles asks for its share of the next panel
     depth, both = pass_length(length, lanes), MIDDLE_ROWS + LOW_ROWS
     for k in range(0, length, depth):
         n = min(depth, length - k)
@@ -163,21 +167,23 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed
         while i < height:
             left = height - i
             r, to = shift(a_pass, i * lanes), shift(c, i * lanes)
-            far = pointer(place, kind)
+            far, other_step = pointer(place, kind), far_step
+            if halves:
+                far, other_step = shift(ahead, length * step), step
             if left <= LOW_ROWS:
-                _low(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
+                _low(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += LOW_ROWS
             elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS:
-                _middle(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
+                _middle(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += MIDDLE_ROWS
             elif left <= both < TILE_ROWS:
-                _upper(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
+                _upper(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += both
-            elif pieces > 0:
-                _high(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
+            elif pieces > 0 or halves:
+                _high(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += TILE_ROWS
             else:
-                _plain(n, r, a_block, b_pass, to, c_block, ahead, step, far, far_step, more + k)
+                _plain(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += TILE_ROWS
             ahead = shift(ahead, n * step)
             if pieces > 0:
