@@ -52,7 +52,7 @@ from .tiles import TILE_ROWS
 MIDDLE_ROWS = 8 if TILE_ROWS > 8 else 4
 LOW_ROWS = MIDDLE_ROWS // 2
 PASS = 256  # steps of k: 32 KB of b with AVX-512, 16 KB with AVX2
-ROW_LINES = TILE_VECTORS * VECTOR_BYTES // LINE_BYTES
+ROW_LINES = max(1, TILE_VECTORS * VECTOR_BYTES // LINE_BYTES)
 NEAR = 8 if REGISTERS == 32 else 0  # steps by which the highest tile asks L1 for b ahead
 
 
@@ -159,7 +159,7 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed
     tiles = -(-height // TILE_ROWS)
     place, pieces, far_step, far_jump = load(aimed, 0), load(aimed, 1), load(aimed, 2), load(aimed, 3)
     halves = tiles < ROW_LINES and pieces == 0  # a tile by itself asks for two lines a step, one of either half
-    step = width // (ROW_LINES if halves else max(1, tiles))  # each of so many tiles asks for its share of the next panel
+    step = width // (ROW_LINES if halves else max(1, tiles))  # each tile asks for its share of the next panel
     depth, both = pass_length(length, lanes), MIDDLE_ROWS + LOW_ROWS
     for k in range(0, length, depth):
         n = min(depth, length - k)
