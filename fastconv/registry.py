@@ -384,14 +384,14 @@ ROWS: tuple[Row, ...] = (
         "direct",
         "taps of a padded channels-last slab, summed in register tiles",
         direct_seconds,
-        workspace="blocking:direct_{}_workspace",
+        workspace="direct_blocking:{}_workspace",
         directions=(*CORRELATIONS, "grad_weight"),
     ),
     *_conv(
         "im2col",
         "blocks of the im2col matrix times the weights",
         im2col_seconds,
-        workspace="blocking:im2col_{}_workspace",
+        workspace="im2col_blocking:{}_workspace",
         directions=(*CORRELATIONS, "grad_weight"),
     ),
     *_conv(

@@ -1,6 +1,6 @@
 """A compiled correlation bound to everything but addresses: what makes a call cheap.
 
-A kernel is told what to do by one table of integers (see ``direct.Layout``). Most of it follows from the geometry, the
+A kernel is told what to do by one table of integers (``direct_slab.Layout``). Most of it follows from the geometry, the
 arrays' strides and the number of threads, so it is built once, 20 µs, and kept; a call writes six addresses into it,
 less than 1 µs. Every table begins with the same 22 fields, those of ``CALL``.
 """

@@ -23,12 +23,12 @@ from .blocking import (
     MAX_VECTOR_BYTES,
     Axis,
     Correlation,
-    _with_half,
     aligned,
     correlation,
     even,
     phase_bytes,
     round_up,
+    with_half,
 )  # fmt: skip
 
 TILES = (
@@ -213,7 +213,7 @@ def _bytes(c: Correlation, itemsize: int, threads: int) -> int:
 @lru_cache(maxsize=512)
 def forward_workspace(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
     """Bytes of workspace for ``depthwise.forward``, its weights packed there too."""
-    return _with_half(geometry, itemsize, lambda size: _bytes(correlation(geometry), size, threads))
+    return with_half(geometry, itemsize, lambda size: _bytes(correlation(geometry), size, threads))
 
 
 @lru_cache(maxsize=512)
@@ -223,4 +223,4 @@ def grad_input_workspace(geometry: ConvGeometry, itemsize: int, threads: int) ->
     def nbytes(size: int) -> int:
         return phase_bytes(geometry, size, threads, lambda c: _bytes(c, size, threads))
 
-    return _with_half(geometry, itemsize, nbytes)
+    return with_half(geometry, itemsize, nbytes)

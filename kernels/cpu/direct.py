@@ -14,10 +14,10 @@ Loops of ``forward``, outermost first; threads share the items:
 Tile columns are taken in pairs: tiles of 6 x 4 vectors load less than those of 14 x 2 and keep all addresses in
 registers, and 6 rows of x may lie whole sets of the L1 cache apart (``CROWDED_BYTES``), 14 may not. Every 6 positions
 the weights of a pair pass through L1, so they should come from L2: a window whose weights do not fit there is summed
-some taps at a time (``blocking.PAIR_SHARE``). Meanwhile the weights that come next are asked for, in the end the next
-pair's or the next item's channels-last input. What that gained, one thread, channels last, versions in turn: 1x1 of 64
-to 256 channels on 56x56 16%, 512 to 128 on 28x28 18%, 1024 to 256 on 14x14 12%, 2048 to 512 on 7x7 5%; 3x3 at stride 2
-of 128 channels on 56x56 7%, 512 on 38x38 8%; 64 channels on 56x56, dilation 2, 8%.
+some taps at a time (``direct_blocking.PAIR_SHARE``). Meanwhile the weights that come next are asked for, in the end the
+next pair's or the next item's channels-last input. What that gained, one thread, channels last, versions in turn: 1x1
+of 64 to 256 channels on 56x56 16%, 512 to 128 on 28x28 18%, 1024 to 256 on 14x14 12%, 2048 to 512 on 7x7 5%; 3x3 at
+stride 2 of 128 channels on 56x56 7%, 512 on 38x38 8%; 64 channels on 56x56, dilation 2, 8%.
 
 Weights that are not packed yet, those of a plain call, are packed a tile column at a time by the thread that multiplies
 it, where there are at most two blocks of positions: they then lie in its L2 and pass through memory once (512 to 512
@@ -32,16 +32,10 @@ sets of the L1 cache apart. The bias is added last everywhere, so that the same 
 A tile row's operand is one output position's input, read in place: for each kernel row the taps and channels of the
 slab lie in one piece when the dilation is 1 (first layers with 1 to 4 channels too), else tap by tap. The whole
 reduction stays in registers; a sum of n products rounds at most n times. Groups with few output channels, depthwise
-above all, multiply lane by lane (see ``blocking.Slabs``).
+above all, multiply lane by lane (see ``direct_blocking.Slabs``).
 
 ``grad_input`` is one such correlation of dy for each phase of the stride. With padding that is not zeros the gradient
-of the padded input is computed first and folded back. ``grad_weight`` packs dy the same way and exchanges roles: tile
-rows are (tap, c) pairs, the reduction runs over positions:
-
-    dw[k, c, r] = sum over n, p  x[n, c, p * stride + r * dilation - padding] * dy[n, k, p]
-
-Up to 1,024 positions are summed in registers, those sums are added in memory: of N positions a sum rounds at most
-1024 + N / 1024 times, not N.
+of the padded input is computed first and folded back. ``grad_weight``: see ``direct_weight``.
 
 Where the last output channels fill one vector only, tiles are one vector wide. Slab positions lie a line apart where
 a tile's rows would otherwise share one or two sets of the L1 cache; the taps of a kernel row then do not touch.
@@ -51,31 +45,35 @@ Loses to ``planar`` where much is turned for few products: 1x1 kernels on large 
 
 from __future__ import annotations
 
-import itertools
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..geometry import ConvGeometry
-from . import blocking
+from . import blocking, direct_blocking
 from .arrays import (
-    KIND,
     Workspace,
-    address,
     aligned_empty,
-    layout,
-    lifted,
-    weight_view,
-    writable,
 )
-from .blocking import CROWDED_BYTES, LINE_BYTES, PAIR_SHARE, Block, Correlation, DirectWeight, Slabs
+from .blocking import LINE_BYTES, Correlation
 from .bound import Prepare
 from .caches import caches
 from .compile import jit
+from .direct_blocking import CROWDED_BYTES, PAIR_SHARE
+from .direct_slab import FIELDS, Layout, fixed_part, pack_slab, tap_offsets
+from .direct_weight import grad_weight as grad_weight
 from .epilogue import add_run, write_channels, write_positions
-from .gemm import gather, multiply, multiply_finished, multiply_lanes, multiply_wide, transpose, zero
-from .half import in_float32
+from .gemm import (
+    Ahead,
+    Finish,
+    Pair,
+    Window,
+    multiply_finished,
+    multiply_lanes,
+    multiply_wide,
+    transpose,
+    zero,
+)
 from .phases import entry_points
 from .simd import (
     RELU6,
@@ -91,106 +89,8 @@ from .simd import (
     unpack,
     vector_lanes,
 )
-from .slab import pack_row
-from .threads import run_shares
 from .tiles import PAIRS, TILE_ROWS
-from .weights import column_table, pack_column, pack_columns, unpack_columns
-
-
-class Layout(NamedTuple):
-    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
-
-    x: int
-    x_n: int
-    x_c: int
-    x_d: int
-    x_h: int
-    x_w: int
-    out: int
-    out_n: int
-    out_c: int
-    out_d: int
-    out_h: int
-    out_w: int
-    residual: int  # 0: none
-    residual_n: int
-    residual_c: int
-    residual_d: int
-    residual_h: int
-    residual_w: int
-    bias: int  # 0: none
-    activation: int
-    weights: int  # packed
-    scratch: int  # thread t's begins at scratch + t * thread_bytes
-    # from here on the same in every call with this geometry
-    thread_bytes: int
-    slab_bytes: int
-    sums_bytes: int
-    turned_bytes: int
-    offsets_bytes: int
-    runs_bytes: int
-    weights_bytes: int
-    packing: int  # how to pack weights that are not (a Layout of ``weights``), else 0
-    source_d: int
-    source_h: int
-    source_w: int
-    segments: int  # the same, as progressions
-    segment_count: int
-    single: int  # whether the kernel is 1x1 and reads no padding: tiles may read x in place
-    source_step: int  # of those, input columns from one output to the next
-    taps: int  # slab offsets of the pieces of a window
-    tap_count: int
-    tap_length: int
-    tap_step: int
-    batch: int
-    groups: int
-    group_inputs: int
-    group_outputs: int
-    by_lane: int
-    slabs: int
-    pixel: int
-    slab_outputs: int
-    k_blocks: int
-    k_parts: int
-    taps_at_once: int  # by tiles of two tile columns, 0: tiles are never that wide
-    images: int
-    rows: int
-    columns: int
-    slab_rows: int
-    slab_columns: int
-    kernel_d: int
-    stride_d: int
-    dilation_d: int
-    out_depth: int
-    stride_h: int
-    out_height: int
-    stride_w: int
-    out_width: int
-
-
-_FIELDS = len(Layout._fields)
-
-
-@jit(inline=True)
-def pack_slab(table, kind, slab, index, n0, images, od, oh0, rows, ow0, columns, first, last):
-    """Rows ``first`` to ``last`` of the slab's (image, plane, row) list, for the block at (n0, od, oh0, ow0)."""
-    keep_whole()
-    g = Layout(*unpack(table, _FIELDS))  # handed over, it would be copied to the stack in each call
-    lanes = vector_lanes(kind)
-    source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
-    segments, x = pointer(g.segments, table), pointer(g.x, kind)
-    used = (rows - 1) * g.stride_h + g.slab_rows - (g.rows - 1) * g.stride_h
-    wide = (columns - 1) * g.stride_w + g.slab_columns - (g.columns - 1) * g.stride_w
-    for j in range(first, last):
-        image, rest = j // (g.kernel_d * g.slab_rows), j % (g.kernel_d * g.slab_rows)
-        plane, row = rest // g.slab_rows, rest % g.slab_rows
-        if image >= images or row >= used:
-            continue
-        d = load(source_d, od * g.stride_d + plane * g.dilation_d)
-        h = load(source_h, oh0 * g.stride_h + row)
-        source = shift(x, (n0 + image) * g.x_n + d * g.x_d + h * g.x_h)
-        target = shift(slab, j * g.slab_columns * g.pixel)
-        pack_row(g, lanes, segments, source, d >= 0 and h >= 0, target, index, ow0 * g.stride_w, wide)
+from .weights import column_table, pack_column, pack_columns
 
 
 @jit(inline=True)
@@ -211,7 +111,7 @@ def input_of(table, kind, item):
     Of several depths only the last, which no item before has read.
     """
     keep_whole()
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELDS))
     n0, od, oh0, ow0, index, _ = place(g, item)
     d = load(pointer(g.source_d, table), od * g.stride_d + (g.kernel_d - 1) * g.dilation_d)
     source_h, low = pointer(g.source_h, table), oh0 * g.stride_h
@@ -232,7 +132,7 @@ def input_of(table, kind, item):
 @jit(inline=True)
 def input_after(table, kind, item, last_item):
     """Address and elements of the channels-last input under the item after this one, where that is one piece."""
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELDS))
     x = pointer(g.x, kind)
     if item + 1 >= last_item or g.x_c != 1 or g.columns < g.out_width or g.tap_count == 0:
         return x, 0
@@ -256,7 +156,7 @@ def multiply_fetching(table, kind, item, slab, offsets, b, sums, runs, channel, 
     batch 16, one thread: 6.6 ms became 5.3. Where a slab serves more columns it gained nothing (-2 to 2%).
     """
     keep_whole()
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
     width, line = 2 * lanes, lanes * LINE_BYTES // VECTOR_BYTES
     x, out, taps = pointer(g.x, kind), pointer(g.out, kind), pointer(g.taps, table)
@@ -277,26 +177,43 @@ def multiply_fetching(table, kind, item, slab, offsets, b, sums, runs, channel, 
                 start += line
                 if start >= length:
                     piece, start = piece + 1, 0
-        multiply_finished(
-            height, channels, g.tap_count, taps, g.tap_length, g.tap_step, slab, shift(offsets, i), b,
-            shift(sums, i * width), width, bias, bias, -1, activation,
-        )  # fmt: skip
+        window, finish = Window(g.tap_count, taps, g.tap_length, g.tap_step), Finish(bias, bias, -1, activation)
+        multiply_finished(height, channels, window, slab, shift(offsets, i), b, shift(sums, i * width), width, finish)
 
 
 @jit(inline=True)
-def offsets_in_place(table, n, od, oh, ow0, columns, offsets):
-    """Where in x the positions of a row of output lie that a 1x1 kernel reads."""
-    g = Layout(*unpack(table, _FIELDS))
-    d, h = load(pointer(g.source_d, table), od), load(pointer(g.source_h, table), oh)
-    source_w = pointer(g.source_w, table)
-    for q in range(columns):
-        store(offsets, q, n * g.x_n + d * g.x_d + h * g.x_h + load(source_w, ow0 + q) * g.x_w)
+def list_positions(table, n0, od, oh0, ow0, images, rows, columns, in_place, offsets, runs):
+    """Where the input of each of a block's output positions lies, and the runs of positions that lie together in out.
+
+    ``in_place``: the one input that a 1x1 kernel reads, in x; else the first of a window, in the slab.
+    """
+    g = Layout(*unpack(table, FIELDS))
+    source_d, source_h, source_w = pointer(g.source_d, table), pointer(g.source_h, table), pointer(g.source_w, table)
+    positions, run_count = 0, 0
+    for i in range(images):
+        n = n0 + i
+        for r in range(rows):
+            if in_place:
+                row = n * g.x_n + load(source_d, od) * g.x_d + load(source_h, oh0 + r) * g.x_h
+                for q in range(columns):
+                    store(offsets, positions + q, row + load(source_w, ow0 + q) * g.x_w)
+            else:
+                row = (i * g.kernel_d * g.slab_rows + r * g.stride_h) * g.slab_columns
+                for q in range(columns):
+                    store(offsets, positions + q, (row + q * g.stride_w) * g.pixel)
+            y = n * g.out_n + od * g.out_d + (oh0 + r) * g.out_h + ow0 * g.out_w
+            z = n * g.residual_n + od * g.residual_d + (oh0 + r) * g.residual_h + ow0 * g.residual_w
+            run_count = add_run(runs, run_count, positions, columns, y, g.out_w, z, g.residual_w)
+            positions += columns
+    for i in range(positions, positions + TILE_ROWS):
+        store(offsets, i, load(offsets, positions - 1))  # a tile beyond the end repeats the last position
+    return run_count
 
 
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     memory = g.scratch + t * g.thread_bytes
@@ -309,6 +226,7 @@ def forward_range(t, threads, table, chunk, kind):
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
     zeros = shift(sums, g.sums_bytes // VECTOR_BYTES * lanes - 2 * width)  # behind what the tiles store
     zero(zeros, 2 * width)
+    window = Window(g.tap_count, taps, g.tap_length, g.tap_step)
     block_weights = g.tap_count * g.tap_length * width
     pixel_bytes = g.source_step * g.x_w * (VECTOR_BYTES // lanes)
     in_place = g.single and g.x_c == 1 and (g.taps_at_once > 0 or pixel_bytes == 0 or pixel_bytes % CROWDED_BYTES != 0)
@@ -334,22 +252,8 @@ def forward_range(t, threads, table, chunk, kind):
             slab_rows = g.images * g.kernel_d * g.slab_rows
             pack_slab(table, kind, slab, index, n0, images, od, oh0, rows, ow0, columns, 0, slab_rows)
 
-        positions, run_count = 0, 0
-        for i in range(images):
-            for r in range(rows):
-                row = (i * g.kernel_d * g.slab_rows + r * g.stride_h) * g.slab_columns
-                if in_place:
-                    offsets_in_place(table, n0 + i, od, oh0 + r, ow0, columns, shift(offsets, positions))
-                else:
-                    for q in range(columns):
-                        store(offsets, positions + q, (row + q * g.stride_w) * g.pixel)
-                y = (n0 + i) * g.out_n + od * g.out_d + (oh0 + r) * g.out_h + ow0 * g.out_w
-                z = (n0 + i) * g.residual_n + od * g.residual_d + (oh0 + r) * g.residual_h + ow0 * g.residual_w
-                run_count = add_run(runs, run_count, positions, columns, y, g.out_w, z, g.residual_w)
-                positions += columns
-        for i in range(positions, positions + TILE_ROWS):
-            store(offsets, i, load(offsets, positions - 1))  # a tile beyond the end repeats the last position
-
+        positions = images * rows * columns
+        run_count = list_positions(table, n0, od, oh0, ow0, images, rows, columns, in_place, offsets, runs)
         # which columns have sums of several passes must not depend on the threads: then parts begin with a pair
         unit = 1 if one_pass else 2
         units = -(-g.k_blocks // unit)
@@ -366,31 +270,28 @@ def forward_range(t, threads, table, chunk, kind):
                     to = shift(own, j * block_weights)
                     pack_column(g.packing, kind, weights, index * g.k_blocks + k_block + j, to)
             k_block += count
-            far, far_apart = shift(weights, (index * g.k_blocks + k_block) * block_weights), block_weights
-            far_count = min(g.taps_at_once, g.tap_count) * g.tap_length * width
+            following, apart = shift(weights, (index * g.k_blocks + k_block) * block_weights), block_weights
+            half = min(g.taps_at_once, g.tap_count) * g.tap_length * width
             if k_block == last_block:
-                far, far_count = input_after(table, kind, item, last_item)
-                far_apart = far_count = far_count // 2
-            start = shift(bias, channel) if g.bias else zeros
+                following, half = input_after(table, kind, item, last_item)
+                apart = half = half // 2
+            ahead = Ahead(following, apart, half)
+            pair, start = Pair(b, block_weights, g.taps_at_once, zeros), shift(bias, channel) if g.bias else zeros
             # PAIRS is a constant: where tiles are never wide, they are not compiled either
             if straight:
                 for i in range(0, 4 * run_count, 4):
+                    n, first = load(runs, i + 1), load(runs, i)
                     y = shift(out, load(runs, i + 2) + channel)
                     z = shift(residual, load(runs, i + 3) + channel * g.residual_c)
-                    partial = shift(sums, load(runs, i) * wide)
-                    places, ldr = shift(offsets, load(runs, i)), g.residual_w if g.residual else -1
+                    places, ldr = shift(offsets, first), g.residual_w if g.residual else -1
+                    finish = Finish(start, z, ldr, activation)
                     if PAIRS and count == 2:
-                        multiply_wide(
-                            load(runs, i + 1), channels, g.tap_count, taps, g.tap_length, g.tap_step, a, places, b,
-                            block_weights, g.taps_at_once, partial, zeros, far, far_apart, far_count, y, g.out_w, start,
-                            z, ldr, activation,
-                        )  # fmt: skip
+                        between = shift(sums, first * wide)
+                        multiply_wide(n, channels, window, a, places, pair, between, ahead, y, g.out_w, finish)
                     else:
-                        multiply_finished(
-                            load(runs, i + 1), channels, g.tap_count, taps, g.tap_length, g.tap_step, a, places, b, y,
-                            g.out_w, start, z, ldr, activation,
-                        )  # fmt: skip
+                        multiply_finished(n, channels, window, a, places, b, y, g.out_w, finish)
                 continue
+            finish = Finish(start, start, -1, activation)
             if g.tap_count == 0:  # no tap of the kernel reaches here
                 zero(sums, positions * wide)
             elif g.by_lane:
@@ -401,15 +302,9 @@ def forward_range(t, threads, table, chunk, kind):
                     table, kind, after, a, offsets, b, sums, runs, channel, channels, positions, start, activation
                 )
             elif PAIRS and count == 2:
-                multiply_wide(
-                    positions, channels, g.tap_count, taps, g.tap_length, g.tap_step, a, offsets, b, block_weights,
-                    g.taps_at_once, sums, zeros, far, far_apart, far_count, sums, wide, start, start, -1, activation,
-                )  # fmt: skip
+                multiply_wide(positions, channels, window, a, offsets, pair, sums, ahead, sums, wide, finish)
             else:
-                multiply_finished(
-                    positions, channels, g.tap_count, taps, g.tap_length, g.tap_step, a, offsets, b, sums, width,
-                    start, start, -1, activation,
-                )  # fmt: skip
+                multiply_finished(positions, channels, window, a, offsets, b, sums, width, finish)
             bias_left, activation_left = 0 if tiled else g.bias, g.activation - activation
             if g.out_c == 1:
                 write_positions(g, kind, sums, wide, runs, run_count, channel, channels, bias_left, activation_left)
@@ -422,44 +317,14 @@ def forward_range(t, threads, table, chunk, kind):
                 write_channels(g, kind, turned, ld, runs, run_count, channel, channels, bias_left, activation_left)
 
 
-def _fixed(
-    c: Correlation, slabs: Slabs, block: Block, scratch: tuple[int, ...], rows: np.ndarray, tap_length: int,
-    tap_step: int, k_parts: int, taps_at_once: int, packing: tuple[np.ndarray, ...] = (),
-) -> tuple[tuple[int, ...], tuple[Any, ...]]:  # fmt: skip
-    """The constant part of a Layout, and the arrays whose addresses are in it."""
-    depth, height, width = c.axes
-    rows = np.ascontiguousarray(rows, np.int64)
-    segments, segment_count = c.segments
-    single = c.taps == 1 and not slabs.by_lane and all((axis.source >= 0).all() for axis in c.axes)
-    step = int(width.source[1] - width.source[0]) if single and width.out > 1 else 0
-    fixed = (
-        sum(scratch), *(scratch + (0,) * 6)[:6], address(packing[0]) if packing else 0,
-        address(depth.source), address(height.source), address(width.source), address(segments), segment_count,
-        int(single), step,
-        address(rows), rows.size, tap_length, tap_step,
-        c.batch, c.groups, c.group_inputs, c.group_outputs,
-        int(slabs.by_lane), slabs.count, slabs.pixel, slabs.outputs, slabs.blocks, k_parts, taps_at_once,
-        block.images, block.rows, block.columns, block.slab_rows, block.slab_columns,
-        depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
-    )  # fmt: skip
-    return fixed, (depth.source, height.source, width.source, segments, rows, packing)
-
-
-def _taps(c: Correlation, block: Block, pixel: int) -> np.ndarray:
-    """Slab offsets of every tap, in the order of the packed weights: (depth, row, column)."""
-    _, h, w = c.axes
-    d, r, s = np.ogrid[: c.kernel[0], : c.kernel[1], : c.kernel[2]]
-    return ((d * block.slab_rows + r * h.dilation) * block.slab_columns + s * w.dilation) * pixel
-
-
 @lru_cache(maxsize=256)
 def _prepare(
     c: Correlation, itemsize: int, threads: int, w: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 ) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """The plan of one of blocking's cached correlations, which compare by identity. ``w``: shape and strides of weights
     that are not packed."""
-    plan = blocking.direct_forward(c, itemsize, threads, columns(itemsize), w is not None)
-    taps, length = _taps(c, plan.block, plan.slabs.pixel), c.group_inputs
+    plan = direct_blocking.forward(c, itemsize, threads, columns(itemsize), w is not None)
+    taps, length = tap_offsets(c, plan.block, plan.slabs.pixel), c.group_inputs
     touching = plan.slabs.by_lane or plan.slabs.pixel == length
     if c.axes[2].dilation == 1 and c.taps and touching:  # the taps of a kernel row are one piece
         taps, length = taps[:, :, 0], length * c.axes[2].kernel
@@ -468,14 +333,16 @@ def _prepare(
     pair = 2 * length * columns(itemsize) * itemsize  # bytes of a piece of the window, two tile columns
     most = caches().l2 // PAIR_SHARE // pair if PAIRS and plan.slabs.blocks > 1 and not plan.slabs.by_lane else 0
     at_once = blocking.even(taps.size, most) if most else 0
-    return _fixed(c, plan.slabs, plan.block, plan.scratch, taps.ravel(), length, step, plan.k_parts, at_once, packing)
+    return fixed_part(
+        c, plan.slabs, plan.block, plan.scratch, taps.ravel(), length, step, plan.k_parts, at_once, packing
+    )
 
 
 @lru_cache(maxsize=256)
 def _own(
     c: Correlation, itemsize: int, threads: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> Prepare | None:
-    plan = blocking.direct_forward(c, itemsize, c.useful_threads(threads), columns(itemsize), True)
+    plan = direct_blocking.forward(c, itemsize, c.useful_threads(threads), columns(itemsize), True)
     able = not plan.packed and column_table(shape, strides, np.dtype(f"f{itemsize}"), columns(itemsize))
     return partial(_prepare, w=(shape, strides)) if able else None
 
@@ -489,7 +356,7 @@ def _unpacked(c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Pre
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
     """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
     width = columns(w.itemsize)
-    slabs = blocking.slabs(c, w.itemsize, width)
+    slabs = direct_blocking.slabs(c, w.itemsize, width)
     size = slabs.count * slabs.blocks * c.taps * c.group_inputs * width
     packed = scratch.take(size, w.dtype) if scratch else aligned_empty(size, w.dtype)
     if size:
@@ -498,133 +365,3 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
 
 
 forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare, unpacked=_unpacked)
-
-
-# ------------------------------------------------------------------------------------------- weight gradient
-
-
-class Chunk(NamedTuple):
-    """A chunk of output positions whose products are added to ``sums``; all threads share its packed operands."""
-
-    slab: int
-    dy: int
-    sums: int
-    rows: int  # of a k block of sums
-    padded_rows: int
-    pass_rows: int
-    slab_index: int
-    n0: int
-    od: int
-    oh0: int
-    ow0: int
-    accumulate: int
-
-
-_CHUNK_FIELDS = len(Chunk._fields)
-
-
-@jit
-def pack_chunk_range(t, threads, table, chunk, kind):
-    """Share ``t`` of packing a chunk's input rows and dy; the Layout's ``out`` is dy."""
-    g, h = Layout(*unpack(table, _FIELDS)), Chunk(*unpack(chunk, _CHUNK_FIELDS))
-    lanes = vector_lanes(kind)
-    width = 2 * lanes
-    images, rows = min(g.images, g.batch - h.n0), min(g.rows, g.out_height - h.oh0)
-    columns = min(g.columns, g.out_width - h.ow0)
-    n = g.images * g.kernel_d * g.slab_rows
-    slab, first, last = pointer(h.slab, kind), n * t // threads, n * (t + 1) // threads
-    pack_slab(table, kind, slab, h.slab_index, h.n0, images, h.od, h.oh0, rows, h.ow0, columns, first, last)
-    n = g.k_blocks * images * rows
-    for j in range(n * t // threads, n * (t + 1) // threads):
-        k_block, image, row = j // (images * rows), j // rows % images, j % rows
-        channel = h.slab_index * g.slab_outputs + k_block * width
-        channels = min(width, g.slab_outputs - k_block * width, g.groups * g.group_outputs - channel)
-        where = (h.n0 + image) * g.out_n + h.od * g.out_d + (h.oh0 + row) * g.out_h + h.ow0 * g.out_w
-        source = shift(pointer(g.out, kind), where + channel * g.out_c)
-        target = shift(pointer(h.dy, kind), j * columns * width)
-        if channels < width:
-            zero(target, columns * width)  # stale bits may be subnormal numbers, which multiply slowly
-        gather(lanes, source, g.out_c, g.out_w, target, width, channels, columns)
-
-
-@jit
-def sum_chunk_range(t, threads, table, chunk, kind):
-    """Share ``t`` of the sums over a chunk: whole tiles of the weight gradient, so no sum has two owners."""
-    g, h = Layout(*unpack(table, _FIELDS)), Chunk(*unpack(chunk, _CHUNK_FIELDS))
-    width = 2 * vector_lanes(kind)
-    images, rows = min(g.images, g.batch - h.n0), min(g.rows, g.out_height - h.oh0)
-    columns = min(g.columns, g.out_width - h.ow0)
-    slab, dy, sums = pointer(h.slab, kind), pointer(h.dy, kind), pointer(h.sums, kind)
-    taps, segments = pointer(g.taps, table), pointer(g.scratch + t * g.thread_bytes, table)
-    n = images * rows
-    for j in range(n):
-        row = j // rows * g.kernel_d * g.slab_rows + j % rows * g.stride_h
-        store(segments, j, row * g.slab_columns * g.pixel)
-    row_tiles = -(-h.rows // TILE_ROWS)
-    items = g.k_blocks * row_tiles
-    for j in range(0, n, h.pass_rows):
-        count = min(h.pass_rows, n - j)
-        accumulate = h.accumulate or j > 0
-        for item in range(items * t // threads, items * (t + 1) // threads):
-            k_block, i = item // row_tiles, item % row_tiles * TILE_ROWS
-            height = min(TILE_ROWS, h.rows - i)
-            b = shift(dy, (k_block * n + j) * columns * width)
-            c = shift(sums, (k_block * h.padded_rows + i) * width)
-            rows_at, pieces, step = shift(taps, i), shift(segments, j), g.stride_w * g.pixel
-            if g.by_lane:
-                multiply_lanes(height, count, pieces, columns, step, slab, rows_at, b, c, width, accumulate)
-            else:
-                multiply(height, count, pieces, columns, step, slab, rows_at, b, c, width, accumulate)
-
-
-@lru_cache(maxsize=256)
-def _prepare_weight(c: Correlation, itemsize: int) -> tuple[DirectWeight, tuple[int, ...], tuple[np.ndarray, ...]]:
-    plan = blocking.direct_weight(c, itemsize, columns(itemsize))
-    by_lane = plan.slabs.by_lane
-    taps = _taps(c, plan.chunk, plan.slabs.pixel).reshape(-1, 1)
-    rows = (taps + np.arange(c.group_inputs) * (columns(itemsize) if by_lane else 1)).ravel()
-    rows = np.concatenate((rows, np.full(TILE_ROWS, rows[-1])))  # the last tile's spare rows repeat a valid one
-    return plan, *_fixed(c, plan.slabs, plan.chunk, (plan.segments_bytes,), rows, 0, 0, 1, 0)
-
-
-@in_float32
-def grad_weight(
-    geometry: ConvGeometry, x: np.ndarray, dy: np.ndarray, out: np.ndarray, *, workspace: np.ndarray, threads: int = 1
-) -> None:
-    """``out[k, c, r] = sum over n, p  x[n, c, p * stride + r * dilation - padding] * dy[n, k, p]``."""
-    if not dy.size or not x.size:
-        out[...] = 0
-        return
-    c = blocking.correlation(geometry)
-    threads = c.useful_threads(threads)
-    width = columns(out.itemsize)
-    plan, fixed, _ = _prepare_weight(c, out.itemsize)
-    chunk, scratch = plan.chunk, Workspace(workspace)
-    slab, packed_dy, sums = (
-        scratch.take(n, np.dtype(np.uint8)) for n in (plan.slab_bytes, plan.dy_bytes, plan.sum_bytes)
-    )
-    x, dy = lifted(x), lifted(dy)
-    call = (*layout(x), *layout(dy), *(0,) * 6, 0, 0, 0, scratch.rest())
-    table, kind = np.array(Layout._make(call + fixed), np.int64), KIND[out.dtype]
-    starts = itertools.product(
-        range(0, c.batch, chunk.images),
-        range(c.out[0]),
-        range(0, c.out[1], chunk.rows),
-        range(0, c.out[2], chunk.columns),
-    )
-    starts_list = list(starts)
-    block_stride = plan.padded_rows * width
-    with writable(out) as target:
-        w = weight_view(geometry, target)
-        for index in range(plan.slabs.count):
-            for i, (n0, od, oh0, ow0) in enumerate(starts_list):
-                fields = Chunk(
-                    address(slab), address(packed_dy), address(sums), plan.rows, plan.padded_rows, plan.pass_rows,
-                    index, n0, od, oh0, ow0, int(i > 0),
-                )  # fmt: skip
-                arguments = (table, np.array(fields, np.int64), kind)
-                run_shares(pack_chunk_range, threads, *arguments)
-                run_shares(sum_chunk_range, threads, *arguments)
-            first = index * plan.slabs.blocks
-            blocks = range(first, first + plan.slabs.blocks)
-            unpack_columns(sums, blocks, block_stride, w, plan.slabs.by_lane, width, threads)

@@ -5,6 +5,8 @@ All take pointers (see ``simd``), so none cares which array an address lies in.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from .blocking import LINE_BYTES
 from .compile import jit
 from .simd import (
@@ -41,6 +43,44 @@ from .tiles import (
 )
 
 
+class Window(NamedTuple):
+    """What a tile sums: ``total`` pieces of ``length`` products each.
+
+    Product k of piece t takes row i's operand from ``a[rows[i] + pieces[t] + k * step]`` and the next row of b.
+    """
+
+    total: int
+    pieces: Any  # pointer to offsets
+    length: int
+    step: int
+
+
+class Finish(NamedTuple):
+    """What becomes of the sums: activation(bias[:] + sums[i] + residual[i * ldr])."""
+
+    bias: Any
+    residual: Any
+    ldr: int  # -1: no residual
+    activation: int  # none, RELU or RELU6
+
+
+class Pair(NamedTuple):
+    """Weights of two tile columns, the second one ``apart`` behind the first."""
+
+    b: Any
+    apart: int
+    at_once: int  # pieces of the window summed before the next rows: they should stay in the L2
+    zeros: Any  # both columns' bias where sums are not complete
+
+
+class Ahead(NamedTuple):
+    """What is asked for: ``half`` elements from ``first`` on, and as many from ``apart`` behind it on."""
+
+    first: Any
+    apart: int
+    half: int
+
+
 @jit(inline=True)
 def multiply(height, segment_count, segments, length, step, a, rows, b, c, ldc, accumulate):
     """C[i][:] (+)= the tiles' sum for i < height; C and ``rows`` must reach to a whole tile (see ``tiles``)."""
@@ -56,74 +96,64 @@ def multiply(height, segment_count, segments, length, step, a, rows, b, c, ldc, 
 
 
 @jit(inline=True)
-def multiply_finished(
-    height, columns, segment_count, segments, length, step, a, rows, b, c, ldc, bias, residual, ldr, activation
-):  # fmt: skip
+def multiply_finished(height, columns, window, a, rows, b, c, ldc, finish):
     """C[i][:columns] = activation(bias + the tiles' sum + residual[i]) for i < height; see ``tiles.output_tile``. Only
     ``rows`` must reach to a whole tile."""
     keep_whole()
+    count, pieces, length, step = window
+    bias, residual, ldr, activation = finish
     wide = columns > vector_lanes(load(b, 0))
     i = 0
     while i < height:
-        count, r, y, z = height - i, shift(rows, i), shift(c, i * ldc), shift(residual, max(i * ldr, 0))
+        n, r, y, z = height - i, shift(rows, i), shift(c, i * ldc), shift(residual, max(i * ldr, 0))
         if not wide:
-            narrow_output_tile(
-                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
-            )
+            narrow_output_tile(count, pieces, length, step, a, r, b, y, ldc, n, columns, bias, z, ldr, activation)
             i += TILE_ROWS
-        elif count <= SMALL_ROWS:
-            small_output_tile(
-                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
-            )
+        elif n <= SMALL_ROWS:
+            small_output_tile(count, pieces, length, step, a, r, b, y, ldc, n, columns, bias, z, ldr, activation)
             i += SMALL_ROWS
         else:
-            output_tile(
-                segment_count, segments, length, step, a, r, b, y, ldc, count, columns, bias, z, ldr, activation
-            )
+            output_tile(count, pieces, length, step, a, r, b, y, ldc, n, columns, bias, z, ldr, activation)
             i += TILE_ROWS
 
 
 @jit(inline=True)
-def multiply_wide(
-    height, columns, segment_count, segments, length, step, a, rows, b, apart, at_once, partial, zeros, far, far_apart,
-    far_count, c, ldc, bias, residual, ldr, activation,
-):  # fmt: skip
-    """``multiply_finished`` for two tile columns, whose weights are ``apart``, ``at_once`` segments at a time.
+def multiply_wide(height, columns, window, a, rows, pair, between, ahead, c, ldc, finish):
+    """``multiply_finished`` for two tile columns, whose ``pair`` of weights is taken some pieces at a time.
 
-    In between the sums lie in ``partial``, [position][both columns]; then there must be no residual. Meanwhile what is
-    multiplied next is asked for: in the end twice ``far_count`` elements, at ``far`` and ``far_apart`` further on.
-    Tiles have 6 rows or 5: from 20 on any number is made of those.
+    In between the sums lie at ``between``, [position][both columns]; then there must be no residual. Meanwhile what is
+    multiplied next is asked for, in the end what ``ahead`` says. Tiles have 6 rows or 5: from 20 on any number is made
+    of those.
     """
     keep_whole()
-    lanes = vector_lanes(load(b, 0))
+    pieces, length, step = window.pieces, window.length, window.step
+    lanes = vector_lanes(load(pair.b, 0))
     tiles, width, line = -(-height // WIDE_ROWS), 2 * lanes, lanes * LINE_BYTES // VECTOR_BYTES
     half = max(1, tiles // 2)
-    for first in range(0, segment_count, at_once):
-        count = min(at_once, segment_count - first)
-        left, steps, b_pass = segment_count - first - count, count * length, shift(b, first * length * width)
+    for first in range(0, window.total, pair.at_once):
+        count = min(pair.at_once, window.total - first)
+        left, steps, b = window.total - first - count, count * length, shift(pair.b, first * length * width)
         last = left == 0
-        asked = far if last else shift(b_pass, steps * width)
-        asked_apart = far_apart if last else apart
-        asked_step = -(-(far_count if last else min(at_once, left) * length * width) // (half * steps))
+        asked = ahead.first if last else shift(b, steps * width)
+        asked_apart = ahead.apart if last else pair.apart
+        asked_step = -(-(ahead.half if last else min(pair.at_once, left) * length * width) // (half * steps))
         asked_step = max(0, min(line, asked_step))
-        to, ldt = (c, ldc) if last else (partial, 2 * width)
-        more, ldm = (partial, 2 * width) if first else (residual, ldr)
-        start, limits = (bias, activation) if last else (zeros, 0)
+        to, ldt = (c, ldc) if last else (between, 2 * width)
+        more, ldm = (between, 2 * width) if first else (finish.residual, finish.ldr)
+        bias, limits = (finish.bias, finish.activation) if last else (pair.zeros, 0)
         for j in range(tiles):
             i = height * j // tiles
             n = height * (j + 1) // tiles - i
-            r, y, z = shift(rows, i), shift(to, i * ldt), shift(more, max(i * ldm, 0))
+            p, r, y, z = shift(pieces, first), shift(rows, i), shift(to, i * ldt), shift(more, max(i * ldm, 0))
             f = shift(asked, j * steps * asked_step if j < half else asked_apart + (j - half) * steps * asked_step)
             if n == WIDE_ROWS:
                 wide_output_tile(
-                    count, shift(segments, first), length, step, a, r, b_pass, apart, f, asked_step, y, ldt, n, columns,
-                    start, z, ldm, limits,
-                )  # fmt: skip
+                    count, p, length, step, a, r, b, pair.apart, f, asked_step, y, ldt, n, columns, bias, z, ldm, limits
+                )
             else:
                 low_wide_output_tile(
-                    count, shift(segments, first), length, step, a, r, b_pass, apart, f, asked_step, y, ldt, n, columns,
-                    start, z, ldm, limits,
-                )  # fmt: skip
+                    count, p, length, step, a, r, b, pair.apart, f, asked_step, y, ldt, n, columns, bias, z, ldm, limits
+                )
 
 
 @jit(inline=True)

@@ -158,7 +158,7 @@ def _single(scratch: Workspace, array: np.ndarray, threads: int, *, filled: bool
 def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let a kernel function take 16-bit arrays.
 
-    The workspace holds float32 copies of every operand (see ``blocking._with_half``) in front of the kernel's own
+    The workspace holds float32 copies of every operand (see ``blocking.with_half``) in front of the kernel's own
     scratch. A residual is placed where the result will be: the epilogue reads each element before it writes it.
     """
 

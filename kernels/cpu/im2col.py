@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import ConvGeometry
-from . import blocking
+from . import blocking, im2col_blocking
 from .arrays import (
     KIND,
     Workspace,
@@ -49,11 +49,12 @@ from .arrays import (
     weight_view,
     writable,
 )
-from .blocking import REDUCTION_PIXELS, Correlation, Im2colWeight
+from .blocking import REDUCTION_PIXELS, Correlation
 from .compile import jit
 from .epilogue import add_run, write_channels, write_positions
 from .gemm import gather, multiply, transpose, zero
 from .half import in_float32
+from .im2col_blocking import Im2colWeight
 from .phases import entry_points
 from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .threads import run_shares
@@ -289,7 +290,7 @@ def _fixed(
 @lru_cache(maxsize=256)
 def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The plan of one of blocking's cached correlations, which compare by identity."""
-    plan = blocking.im2col_forward(c, itemsize, threads, TILE_ROWS)
+    plan = im2col_blocking.forward(c, itemsize, threads, TILE_ROWS)
     return _fixed(
         c, plan.scratch, (plan.pixels, plan.blocks, plan.channels, plan.group_batch, plan.tiles, plan.k_parts)
     )
@@ -297,7 +298,7 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
     """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
-    size = blocking.im2col_forward(c, w.itemsize, 1, TILE_ROWS).packed
+    size = im2col_blocking.forward(c, w.itemsize, 1, TILE_ROWS).packed
     packed = scratch.take(size, w.dtype) if scratch else aligned_empty(size, w.dtype)
     if size:
         pack_rows(w, packed, TILE_ROWS, threads)
@@ -386,7 +387,7 @@ def sum_chunk_range(t, threads, table, chunk, kind):
 
 @lru_cache(maxsize=256)
 def _prepare_weight(c: Correlation, itemsize: int) -> tuple[Im2colWeight, np.ndarray, tuple[int, ...], Any]:
-    plan = blocking.im2col_weight(c, itemsize, columns(itemsize))
+    plan = im2col_blocking.weight_gradient(c, itemsize, columns(itemsize))
     channels = c.group_inputs * plan.group_batch
     tap, channel = np.divmod(
         np.minimum(np.arange(plan.rows + TILE_ROWS, dtype=np.int64), plan.rows - 1), c.group_inputs

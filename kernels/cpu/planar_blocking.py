@@ -16,7 +16,6 @@ from .blocking import (
     PIXEL_VECTORS,
     Correlation,
     _axis,
-    _with_half,
     aligned,
     correlation,
     even,
@@ -25,6 +24,7 @@ from .blocking import (
     phase_bytes,
     phase_correlations,
     round_up,
+    with_half,
 )
 
 PLANE_BYTES = 256 << 10  # of one thread's packed planes
@@ -118,12 +118,12 @@ class PlanarForward:
 def _cut(n: int, most: int, others: int, threads: int, multiple: int = 1) -> int:
     """Rows (or columns) of a block: at most about ``most``, even for the threads where there are few blocks."""
     least = -(-n // max(1, min(n, most)))
-    candidates: dict[int, int] = {}
+    candidates: dict[float, int] = {}
     for parts in range(least, 2 * least + threads):
         size = round_up(-(-n // parts), multiple)
         count = -(-n // size)
         if count * others > 16 * threads:
-            candidates.setdefault(0, size)
+            candidates.setdefault(n * others / threads, size)  # many blocks: as even as can be
             break
         sizes = [size] * (count - 1) + [n - size * (count - 1)]
         candidates.setdefault(makespan(sizes, others, threads), size)
@@ -206,10 +206,10 @@ class PointwiseForward:
 def _parts(n: int, most: int, others: int, threads: int) -> int:
     """Into how many even parts to cut ``n``: each at most ``most``, even for the threads where there are few."""
     least = -(-n // most)
-    candidates: dict[int, int] = {}
+    candidates: dict[float, int] = {}
     for parts in range(least, min(n, 2 * least + threads) + 1):
         if parts * others > 16 * threads:
-            candidates.setdefault(0, parts)
+            candidates.setdefault(n * others / threads, parts)
             break
         sizes = [n * (i + 1) // parts - n * i // parts for i in range(parts)]
         candidates.setdefault(makespan(sizes, others, threads), parts)
@@ -249,14 +249,14 @@ def _workspaces(
 
     @lru_cache(maxsize=512)
     def forward(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
-        return _with_half(geometry, itemsize, lambda size: nbytes(correlation(geometry), size, threads))
+        return with_half(geometry, itemsize, lambda size: nbytes(correlation(geometry), size, threads))
 
     @lru_cache(maxsize=512)
     def grad_input(geometry: ConvGeometry, itemsize: int, threads: int) -> int:
         def of_phases(size: int) -> int:
             return phase_bytes(geometry, size, threads, lambda c: nbytes(c, size, threads), phases)
 
-        return _with_half(geometry, itemsize, of_phases)
+        return with_half(geometry, itemsize, of_phases)
 
     return forward, grad_input
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import vector
 from .arrays import address
 from .blocking import Correlation
 from .compile import jit
@@ -54,6 +55,9 @@ class Layout(NamedTuple):
     source_h: int
     segments: int
     segment_count: int
+    run_start: int  # where a padded row is one run of the input's row: its first position, the element there and the
+    run_first: int  # length, 0: not so
+    run_length: int
     offsets: int  # slab offset of each (c, tap)
     depth: int  # how many
     batch: int
@@ -119,6 +123,24 @@ def split_phases(phases, line, target, pitch, n):
 
 
 @jit(inline=True)
+def pack_run(table, kind, source, target, first_column):
+    """A slab row whose columns from ``first_column`` on are one run of ``source``, between zeros: whole vectors.
+
+    Rows of few vectors take a fifth of the time of ``pack_line`` and the zeros around it (planes of 14 x 14).
+    """
+    g = Layout(*unpack(table, FIELDS))
+    lanes = vector_lanes(kind)
+    start, x = first_column - g.run_start, shift(source, g.run_first)
+    for i in range(0, g.pitch, lanes):
+        if g.phases == 1:
+            vector.store(target, i, vector.load_within(x, 0, start + i, g.run_length, 0.0))
+        else:
+            vector.store(target, i, vector.load_even_within(x, 0, start + 2 * i, g.run_length, 0.0))
+            odd = vector.load_even_within(x, 0, start + 2 * i + 1, g.run_length, 0.0)
+            vector.store(target, g.pitch + i, odd)
+
+
+@jit(inline=True)
 def pack_planes(table, kind, slab, line, n, channel, od, oh0, rows, ow0, columns):
     """The slab under the block at (n, od, oh0, ow0), for a group's input channels from ``channel``."""
     keep_whole()
@@ -128,28 +150,39 @@ def pack_planes(table, kind, slab, line, n, channel, od, oh0, rows, ow0, columns
     segments, x = pointer(g.segments, table), shift(pointer(g.x, kind), n * g.x_n)
     used = (rows - 1) * g.stride_h + g.slab_rows - (g.rows - 1) * g.stride_h
     wide = (columns - 1) * g.stride_w + g.slab_columns - (g.columns - 1) * g.stride_w
-    row_step = g.phases * g.pitch
+    row_step, one_run = g.phases * g.pitch, g.run_length > 0 and g.x_w == 1 and g.phases <= 2
     for c in range(g.group_inputs):
         plane_x, plane = shift(x, (channel + c) * g.x_c), shift(slab, c * g.channel_step)
-        for j in range(g.kernel_d * used):
-            d = load(source_d, od * g.stride_d + j // used * g.dilation_d)
-            h = load(source_h, oh0 * g.stride_h + j % used)
-            target = shift(plane, (j // used * g.slab_rows + j % used) * row_step)
-            if d < 0 or h < 0:
-                zero(target, row_step)
-                continue
-            source = shift(plane_x, d * g.x_d + h * g.x_h)
-            if g.phases == 1:
-                pack_line(segments, g.segment_count, g.x_w, source, target, ow0, wide)
-                zero(shift(target, wide), g.pitch - wide)
-            else:
-                pack_line(segments, g.segment_count, g.x_w, source, line, ow0 * g.stride_w, wide)
-                split_phases(g.phases, line, target, g.pitch, wide)
-                for f in range(g.phases):
-                    filled = (wide - f + g.phases - 1) // g.phases
-                    zero(shift(target, f * g.pitch + filled), g.pitch - filled)
+        for i in range(g.kernel_d):
+            d = load(source_d, od * g.stride_d + i * g.dilation_d)
+            for j in range(used):
+                h = load(source_h, oh0 * g.stride_h + j)
+                target = shift(plane, (i * g.slab_rows + j) * row_step)
+                if d < 0 or h < 0:
+                    zero(target, row_step)
+                    continue
+                source = shift(plane_x, d * g.x_d + h * g.x_h)
+                if one_run:
+                    pack_run(table, kind, source, target, ow0 * g.stride_w)
+                elif g.phases == 1:
+                    pack_line(segments, g.segment_count, g.x_w, source, target, ow0, wide)
+                    zero(shift(target, wide), g.pitch - wide)
+                else:
+                    pack_line(segments, g.segment_count, g.x_w, source, line, ow0 * g.stride_w, wide)
+                    split_phases(g.phases, line, target, g.pitch, wide)
+                    for f in range(g.phases):
+                        filled = (wide - f + g.phases - 1) // g.phases
+                        zero(shift(target, f * g.pitch + filled), g.pitch - filled)
         # tiles read whole vectors: what they see past the end must not be subnormal numbers, which multiply slowly
         zero(shift(plane, ((g.kernel_d - 1) * g.slab_rows + used) * row_step), lanes)
+
+
+def _run(source: np.ndarray) -> tuple[int, int, int]:
+    """First position, element there and length of the run that a padded row is between zeros; length 0: it is none."""
+    inside = np.flatnonzero(source >= 0)
+    if not inside.size or (np.diff(source[inside]) != 1).any() or (np.diff(inside) != 1).any():
+        return 0, 0, 0
+    return int(inside[0]), int(source[inside[0]]), inside.size
 
 
 def constants(c: Correlation, plan: PlanarForward, offsets: np.ndarray) -> tuple[tuple[int, ...], Any]:
@@ -159,7 +192,7 @@ def constants(c: Correlation, plan: PlanarForward, offsets: np.ndarray) -> tuple
     fixed = (
         sum(plan.scratch), *plan.scratch[:3],
         address(depth.source), address(height.source), address(segments), segment_count,
-        address(offsets), offsets.size,
+        *_run(width.source), address(offsets), offsets.size,
         c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
         plan.rows, plan.columns, plan.row_blocks, plan.column_blocks, plan.slab_rows, plan.slab_columns,
         plan.phases, plan.pitch, plan.channel_step,

@@ -4,7 +4,7 @@
     rows (im2col):     the same                                  ->  [group][k block][c][tap][lane], blocks of TILE_ROWS
 
 Lane l of k block b holds output channel b * lanes + l of its slab or group; lanes past the last are zeros.
-By lane, a slab is COLUMNS consecutive output channels of all groups (see ``blocking.Slabs``).
+By lane, a slab is COLUMNS consecutive output channels of all groups (see ``direct_blocking.Slabs``).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastconv.kernels import ACTIVATIONS, reference
-from fastconv.kernels.cpu import blocking, planar_blocking, weights
+from fastconv.kernels.cpu import blocking, direct_blocking, im2col_blocking, planar_blocking, weights
 from fastconv.kernels.geometry import PADDING_MODES, ConvGeometry, conv_output_size
 from tests.guard import GUARDS, guarded
 from tests.support import threads_for_small_problems
@@ -85,8 +85,10 @@ SHAPES = {"forward": "xwy", "grad_input": "ywx", "grad_weight": "xyw"}  # operan
 
 def size_of(algorithm: str, direction: str) -> Any:
     """The function that states the workspace."""
-    home = planar_blocking if algorithm in ("planar", "pointwise") else blocking
-    return getattr(home, f"{algorithm}_{direction}_workspace")
+    if algorithm in ("planar", "pointwise"):
+        return getattr(planar_blocking, f"{algorithm}_{direction}_workspace")
+    home = {"direct": direct_blocking, "im2col": im2col_blocking}[algorithm]
+    return getattr(home, f"{direction}_workspace")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,7 +109,7 @@ def small_problems_use_threads_too():
 def test_threads_get_equal_shares_of_the_rows(geometry, rows):
     """56 rows in blocks of 5, the most that fit, would be 30 rows for one thread and 26 for the other; 13 in blocks of
     4 would be 8 and 5, instead of 6 and 7."""
-    assert blocking.direct_forward(blocking.correlation(geometry), 4, threads=2).block.rows == rows
+    assert direct_blocking.forward(blocking.correlation(geometry), 4, threads=2).block.rows == rows
 
 
 def test_small_problems_use_fewer_threads():

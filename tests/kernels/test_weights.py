@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastconv.kernels.cpu import blocking, depthwise, depthwise_plan, direct, simd, tiles
+from fastconv.kernels.cpu import blocking, depthwise, depthwise_plan, direct, direct_blocking, simd, tiles
 from fastconv.kernels.cpu.arrays import weight_view
 from fastconv.kernels.cpu.weights import pack_columns, pack_rows
 from fastconv.kernels.geometry import ConvGeometry
@@ -81,7 +81,7 @@ def test_weights_packed_on_the_way_give_the_same_bits(call, threads):
     w[...] = rng.standard_normal(w.shape, np.float32)
     flipped = rng.standard_normal(w.shape, np.float32)[::-1, :, ::-1, ::-1]
     workspace_bytes = {
-        direct: blocking.direct_forward_workspace, depthwise: depthwise_plan.forward_workspace
+        direct: direct_blocking.forward_workspace, depthwise: depthwise_plan.forward_workspace
     }[kernel](geometry, 4, threads)  # fmt: skip
     for weights in (w, flipped, np.asfortranarray(w)):
         view = weight_view(geometry, weights)
