@@ -13,6 +13,7 @@ from fastconv.testing import cases
 CLEAR = [
     ("resnet/64x56-64k3", 1, "forward", "winograd_f4x4_3x3"),
     ("resnet/64x56-64k3", 16, "grad_weight", "direct"),
+    ("vgg/512x14-512k3", 1, "forward", "winograd_f3x3_3x3"),
     ("unet/32x224-32k3", 1, "grad_input", "winograd_f4x4_3x3"),
     ("awkward/128x28-32k3", 16, "forward", "winograd_f4x4_3x3"),
     ("depthwise/240x28-240k5g240", 1, "forward", "depthwise"),

@@ -186,24 +186,25 @@ def multiply_pixels(vectors, depth, offsets, a, b, c, ldc, columns, bias, residu
 
 @jit(inline=True)
 def multiply_moving(
-    vectors, depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step, source, target,
+    vectors, depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, source, target, wide, left,
     source_step, target_step,
 ):  # fmt: skip
-    """The same of rows ``panel`` elements apart, while ``depth`` vectors are copied from source to target."""
+    """The same of rows ``panel`` elements apart, while ``depth`` vectors are copied from source to target (see
+    ``tiles``)."""
     keep_whole()
     if vectors == 3:
         moving_tile(
-            depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step, source, target,
+            depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, source, target, wide, left,
             source_step, target_step,
         )  # fmt: skip
     elif vectors == 2:
         moving_tile_2(
-            depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step, source, target,
+            depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, source, target, wide, left,
             source_step, target_step,
         )  # fmt: skip
     else:
         moving_tile_1(
-            depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step, source, target,
+            depth, panel, a, b, c, ldc, columns, bias, residual, ldr, activation, source, target, wide, left,
             source_step, target_step,
         )  # fmt: skip
 

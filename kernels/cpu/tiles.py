@@ -236,13 +236,14 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
     Each step asks for one line at ``ahead``, which moves on by ``ahead_step``: what is packed next is fetched while
     the products run.
 
-    ``moving``: ``offsets`` is a number, the elements from one row of b to the next, and four arguments follow,
-    ``source, target, source_step, target_step``: each step also copies one vector, the next one that far on. The
-    ports for loads and stores are half idle in a step of 24 products.
+    ``moving``: ``offsets`` is a number, the elements from one row of b to the next, and ``source, target, wide, left,
+    source_step, target_step`` take the place of ``ahead, ahead_step``: each step also copies one vector. They lie in
+    rows of ``wide`` vectors, a step apart; of the first row ``left`` are to be copied. What lies PIXEL_VECTORS vectors
+    behind each is asked for. The ports for loads and stores are half idle in a step of 24 products.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step, *moved = args
+        depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, *more = args
         v = Vectors(builder, sig.args[2])
         rows = [builder.gep(c, [builder.mul(ldc, const(i))]) for i in range(height)]
         for row in rows:
@@ -253,23 +254,37 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
         builder.branch(loop)
 
         builder.position_at_end(loop)
-        walks = [b, *moved[:2]] if moving else []
-        phis = open_phis(builder, [const(0), a, ahead, *walks, *sums], entry)
-        k, a_row, fetched, walks, sums = phis[0], phis[1], phis[2], phis[3 : 3 + len(walks)], phis[3 + len(walks) :]
-        v.prefetch(fetched, write=False, level=2)
-        where = const(0) if moving else builder.load(builder.gep(offsets, [k]))
-        b_row = walks[0] if moving else b
+        if moving:
+            source, target, wide, left, source_step, target_step = more
+            walks = [b, source, target, left]
+        else:
+            ahead, ahead_step = more
+            walks = [ahead]
+        phis = open_phis(builder, [const(0), a, *walks, *sums], entry)
+        k, a_row, walks, sums = phis[0], phis[1], phis[2 : 2 + len(walks)], phis[2 + len(walks) :]
+        if moving:
+            b_row, source, target, left = walks
+            v.prefetch(builder.gep(source, [const((PIXEL_VECTORS + 1) * v.lanes - 1)]), write=False, level=2)
+            where = const(0)
+        else:
+            b_row, where = b, builder.load(builder.gep(offsets, [k]))
+            v.prefetch(walks[0], write=False, level=2)
         right = [v.load(b_row, builder.add(where, const(j * v.lanes))) for j in range(width)]
         new = []
         for i in range(height):
-            left = v.splat(builder.load(builder.gep(a_row, [const(i)]), align=v.align))
-            new += [v.multiply_add(left, right[j], sums[i * width + j]) for j in range(width)]
+            number = v.splat(builder.load(builder.gep(a_row, [const(i)]), align=v.align))
+            new += [v.multiply_add(number, right[j], sums[i * width + j]) for j in range(width)]
         if moving:
-            v.store(v.load(walks[1], const(0)), walks[2], const(0))
+            v.store(v.load(source, const(0)), target, const(0))
+            last = builder.icmp_signed("==", left, const(1))  # of the row: on to the next one
+            back = builder.mul(builder.sub(wide, const(1)), const(v.lanes))
+            steps = [builder.select(last, builder.sub(n, back), const(v.lanes)) for n in (source_step, target_step)]
+            left = builder.select(last, wide, builder.sub(left, const(1)))
+            after = [builder.gep(b_row, [offsets]), *map(builder.gep, (source, target), ([n] for n in steps)), left]
+        else:
+            after = [builder.gep(walks[0], [ahead_step])]
         next_k = builder.add(k, const(1))
-        steps = zip(walks, (offsets, *moved[2:]), strict=True) if moving else ()
-        following = [next_k, builder.gep(a_row, [const(height)]), builder.gep(fetched, [ahead_step])]
-        close_phis(phis, [*following, *(builder.gep(walk, [step]) for walk, step in steps), *new], loop)
+        close_phis(phis, [next_k, builder.gep(a_row, [const(height)]), *after, *new], loop)
         builder.cbranch(builder.icmp_signed("<", next_k, depth), loop, end)
 
         builder.position_at_end(end)
@@ -299,11 +314,11 @@ def _make_pixel_tile(height: int, width: int, moving: bool = False) -> Any:
         @intrinsic
         def moving_tile(
             typingctx: Any, depth: Any, pitch: Any, a: Any, b: Any, c: Any, ldc: Any, columns: Any, bias: Any,
-            residual: Any, ldr: Any, activation: Any, ahead: Any, ahead_step: Any, source: Any, target: Any,
-            source_step: Any, target_step: Any,
+            residual: Any, ldr: Any, activation: Any, source: Any, target: Any, wide: Any, left: Any, source_step: Any,
+            target_step: Any,
         ) -> Any:  # fmt: skip
-            tile = i64, i64, a, b, c, i64, i64, bias, residual, i64, i64, ahead, i64
-            return types.void(*tile, source, target, i64, i64), codegen
+            tile = i64, i64, a, b, c, i64, i64, bias, residual, i64, i64
+            return types.void(*tile, source, target, i64, i64, i64, i64), codegen
 
         return moving_tile
 

@@ -32,7 +32,7 @@ of one row phase. So without dilation a cell is a tile; with d = 2 a tile takes 
 Fast because F(4x4, 3x3) needs a quarter of direct's multiplications, at the rate of direct's register tiles: 1000 to
 1450 GFLOP/s of direct convolution on two threads where direct's peak is 470. The transforms take 10% of the time with
 512 channels, 35% with 64; of that, half waits for memory. Loses to direct with few channels on either side, and where
-the transformed weights, 4 times larger, serve few tiles: 7x7 maps with 512 channels at batch 1 (F(2x2) wins there).
+the transformed weights, 4 times larger, serve few tiles: at batch 1 F(2x2) wins on 7x7 maps, F(3x3) on 14x14.
 
 Non-finite inputs: an output whose window holds an infinity or NaN is not finite; others of its tile may
 become NaN.
@@ -497,4 +497,4 @@ def _variant(f: Variant) -> EntryPoints:
     return entry_points(partial(pack, f), forward_range, partial(_prepare, f), unpacked=partial(_unpacked, f))
 
 
-f2x2_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(_variant, VARIANTS)
+f2x2_3x3, f3x3_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(_variant, VARIANTS)

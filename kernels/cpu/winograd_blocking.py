@@ -218,4 +218,4 @@ class Workspaces(NamedTuple):
         return phase_bytes(geometry, itemsize, threads, lambda c: _bytes(self.variant, c, itemsize, threads, False))
 
 
-f2x2_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(Workspaces, VARIANTS)
+f2x2_3x3, f3x3_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(Workspaces, VARIANTS)
