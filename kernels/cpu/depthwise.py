@@ -12,7 +12,7 @@ lines of them, so that a loaded vector serves every tap along the tile's lines:
     item: an image, a group (NCHW), a band of output rows; threads share the items
         the table of line addresses: rows (pixels) of x in place; zeros where padding shows none
         for each output channel of the group (or vector of channels)
-            tiles: sums in registers, bias, relu, stores       x, w -> out
+            tiles, or strips of rows (3x3, see ``window_slide``): sums in registers, bias, relu, stores    x, w -> out
             with a residual or another activation: sums in L1, finished there
 
 NCHW rows are read in place, and a little of what lies beside them (of the first and last rows of x, where that may not
