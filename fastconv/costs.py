@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .kernels.winograd_matrices import Variant
+from .kernels.winograd_matrices import Variant, axis_tiles
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
 # calibrated: begin
@@ -343,7 +343,9 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     weights, which every block reads; threads share the tiles, or where those are few the output channels."""
     s = _Sizes(problem)
     height, width = (1, *s.size)[-2:]
-    tiles = max(1, s.batch * -(-height // variant.rows[0]) * -(-width // variant.columns[0]))
+    down, across = (1, *problem.geometry.dilation)[-2:]
+    tiles = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
+    tiles = max(1, s.batch * tiles)
     inputs, outputs = -(-s.inputs // 16), -(-s.outputs // 16)
     share_outputs = threads > 1 and tiles < 16 * threads and s.outputs >= 32 * threads
     small = 28 * 36 * s.inputs * 4 <= 768 << 10

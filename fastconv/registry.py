@@ -122,16 +122,17 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
         return "has tiles of one and two dimensions, not three"
     if any(s != 1 for s in g.stride):
         return f"computes stride 1, not {g.stride}"
-    if any(d != 1 for d, k in zip(g.dilation, g.kernel_size, strict=True) if k > 1):
-        return f"computes dilation 1, not {g.dilation}"
     if kernel != variant.kernel:
         return f"computes kernels {variant.kernel}, not {kernel}"
     return None
 
 
 def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    if problem.direction == "grad_input" and problem.geometry.padding_mode != "zeros":
+    g = problem.geometry
+    if problem.direction == "grad_input" and g.padding_mode != "zeros":
         return "folds no padded gradient"
+    if any(d != 1 for d in g.dilation):
+        return f"computes dilation 1, not {g.dilation}"
     return winograd_why_not(variant, problem)
 
 
@@ -292,7 +293,7 @@ def _winograd(variant: Variant) -> Iterator[Row]:
     m = "x".join(str(outputs) for outputs, taps in (variant.rows, variant.columns) if taps > 1)
     return _conv(
         f"winograd_{variant.name}",
-        f"{variant.products} products for {m} outputs of {variant.taps} taps each; stride 1",
+        f"{variant.products} products for {m} outputs of {variant.taps} taps each; stride 1, any dilation",
         partial(winograd_seconds, variant),
         workspace=f"winograd_blocking:{variant.name}.{{}}",
         module="winograd",

@@ -177,6 +177,17 @@ class Variant(NamedTuple):
         return matrices(*self.rows).denominator * matrices(*self.columns).denominator
 
 
+def axis_tiles(f: tuple[int, int], outputs: int, dilation: int) -> int:
+    """Tiles of F(m, r) along an axis: taps ``dilation`` apart see as many interleaved signals, each with its own tiles.
+
+    >>> axis_tiles((4, 3), 56, 1), axis_tiles((4, 3), 56, 2), axis_tiles((4, 3), 65, 4)
+    (14, 14, 17)
+    """
+    m, r = f
+    d = dilation if r > 1 else 1
+    return outputs // (m * d) * d + min(d, outputs % (m * d))
+
+
 VARIANTS = (
     Variant("f2x2_3x3", (2, 3), (2, 3)),
     Variant("f3x3_3x3", (3, 3), (3, 3)),

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..kernels import reference
-from ..kernels.geometry import ConvGeometry, Sizes, source_indices
+from ..kernels.geometry import ConvGeometry, Sizes, source_indices, span
 from ..problem import ConvProblem, PoolProblem, Problem
 from ..registry import Row, resolve
 from .checks import Array, assert_matches, assert_rms, dtype_of, integers
@@ -216,18 +216,25 @@ def neighbourhood(g: ConvGeometry, direction: str, data: Array, w: Array, tile: 
     """Every weight of an output's kernel times every input that a tile around the output may hold, summed; all >= 0.
 
     Tiles of m outputs and kernels of r taps (stride 1) may lie anywhere around output o, so its tile's inputs are among
-    o - (m - 1) ... o + m - 1 + r - 1 of the padded input: a box of 2m + r - 2. For an input gradient the padded
-    input's gradient at i depends on dy around i - (r - 1) ... i likewise, and is then folded back.
+    o - (m - 1) ... o + m - 1 + r - 1 of the padded input: a box of 2m + r - 2, in steps of the dilation. For an input
+    gradient the padded input's gradient at i depends on dy around i - (r - 1) ... i likewise, and is then folded back;
+    also where negative padding cuts i off: that gradient is 0, but computed in a tile with others.
     """
     outputs = tile[-g.rank :]
-    sources = [source_indices(n, *pads, g.padding_mode) for n, pads in zip(g.input_size, g.padding, strict=True)]
     forward = direction == "forward"
-    for axis, (m, r, source) in enumerate(zip(outputs, g.kernel_size, sources, strict=True), 2):
+    cut = [(0, 0) if forward else (max(0, -before), max(0, -after)) for before, after in g.padding]
+    sources = [
+        source_indices(n, before + more[0], after + more[1], g.padding_mode)
+        for n, (before, after), more in zip(g.input_size, g.padding, cut, strict=True)
+    ]
+    axes = zip(outputs, g.kernel_size, g.dilation, sources, cut, strict=True)
+    for axis, (m, r, d, source, more) in enumerate(axes, 2):
         if forward:
             data = np.take(data, source, axis) * (source >= 0).reshape((-1,) + (1,) * (data.ndim - axis - 1))
-        wide = m - 1 if forward else m + r - 2
-        data = np.pad(data, [(wide, wide) if a == axis else (0, 0) for a in range(data.ndim)])
-        data = sliding_window_view(data, 2 * m + r - 2, axis).sum(-1)
+        wide = (m - 1 if forward else m + r - 2) * d
+        ends = (wide + more[0], wide + more[1])
+        data = np.pad(data, [ends if a == axis else (0, 0) for a in range(data.ndim)])
+        data = sliding_window_view(data, span(2 * m + r - 2, d), axis)[..., ::d].sum(-1)
     groups = g.groups
     sums = w.reshape(groups, g.out_channels // groups, g.in_channels // groups, -1).sum(-1)
     given, made = (g.in_channels, g.out_channels) if forward else (g.out_channels, g.in_channels)

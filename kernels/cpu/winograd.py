@@ -20,7 +20,14 @@ With weights that serve one call, U of a tile column is made chunk by chunk just
 when, and why, in ``winograd_blocking``).
 
 Lanes are channels throughout, so a transform is the same few additions on every lane. An output that is channels-last
-is written by its transform directly. Blocks are ranges of tiles, not rectangles, so all threads get equal shares.
+is written by its transform directly. Blocks are ranges of cells, not rectangles, so all threads get equal shares.
+
+Taps d apart see every d-th input: outputs p, p + d, p + 2 d... are a convolution without dilation, and there are d such
+phases an axis. A *cell* is one tile of each column phase, side by side: m d columns without gaps, so that rows are
+packed and written in one piece whatever the dilation, and phases are only strides of the transforms. A row of tiles is
+of one row phase. So without dilation a cell is a tile; with d = 2 a tile takes as long as without.
+
+    d = 2, m = 2     columns  0 1 0 1 | 0 1 0 1      two cells of phases 0 and 1, 4 columns each
 
 Fast because F(4x4, 3x3) needs a quarter of direct's multiplications, at the rate of direct's register tiles: 1000 to
 1450 GFLOP/s of direct convolution on two threads where direct's peak is 470. The transforms take 10% of the time with
@@ -40,7 +47,7 @@ import numpy as np
 
 from ..winograd_matrices import VARIANTS, Variant
 from .arrays import address
-from .blocking import LINE_BYTES, Correlation, progressions
+from .blocking import LINE_BYTES, Axis, Correlation, progressions
 from .bound import Prepare
 from .compile import jit
 from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
@@ -49,7 +56,7 @@ from .panels import aim, multiply_panel, pass_length
 from .phases import EntryPoints, entry_points
 from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .tiles import TILE_ROWS
-from .winograd_blocking import plan
+from .winograd_blocking import dilation, plan
 from .winograd_transforms import compiled, input_tiles, output_tiles, transform, weight_tiles
 from .winograd_weights import Taps, gather_taps, pack, panel_at, strides
 
@@ -89,6 +96,7 @@ class Layout(NamedTuple):
     vectors_bytes: int
     integers_bytes: int
     source_h: int
+    rows_of_tiles: int  # for each its place in source_h, its first output row, and how many it has
     segments: int
     segment_count: int
     transform_input: int  # addresses of code
@@ -96,8 +104,11 @@ class Layout(NamedTuple):
     transform_weights: int
     tile_h: int  # outputs of a tile
     tile_w: int
-    overlap_h: int  # inputs that it shares with the next
-    overlap_w: int
+    dilation_h: int
+    dilation_w: int
+    cell_w: int  # output columns of a cell
+    overlap_h: int  # inputs that a tile shares with the one below, of its phase
+    overlap_w: int  # and a cell with the next
     products: int
     taps: int
     batch: int
@@ -107,9 +118,9 @@ class Layout(NamedTuple):
     out_height: int
     out_width: int
     tile_rows: int
-    tile_columns: int
-    strip: int  # tile columns of a strip
-    blocks: int  # of consecutive tiles
+    cell_columns: int
+    strip: int  # cell columns of a strip
+    blocks: int  # of consecutive cells
     k_parts: int
     k_group: int
     k_blocks: int
@@ -159,56 +170,64 @@ def fill_row(g, lanes, table, source, inside, target, first_column, columns, cha
 
 
 @jit(inline=True)
-def tile_run(g, f, end):
-    """The tiles from flat number ``f`` that lie in one row of one strip: image, tile row, tile column, count."""
-    image = g.tile_rows * g.tile_columns
+def cell_run(g, f, end):
+    """The cells from flat number ``f`` that lie in one row of one strip: image, tile row, cell column, count."""
+    image = g.tile_rows * g.cell_columns
     n, rest = f // image, f % image
     strip = rest // (g.tile_rows * g.strip)
     rest -= strip * g.tile_rows * g.strip
-    width = min(g.strip, g.tile_columns - strip * g.strip)
+    width = min(g.strip, g.cell_columns - strip * g.strip)
     return n, rest // width, strip * g.strip + rest % width, min(width - rest % width, end - f)
 
 
 @jit(inline=True)
 def transform_block(g, kind, table, tiles, slab, v, start, end, group):
-    """V of the tiles ``start`` to ``end``; slab, V and ``tiles`` are addresses."""
+    """V of the cells ``start`` to ``end``, and how many tiles they are; slab, V and ``tiles`` are addresses."""
     lanes, size = vector_lanes(kind), g.itemsize
-    source_h, x = pointer(g.source_h, table), pointer(g.x, kind)
+    source_h, rows, x = pointer(g.source_h, table), pointer(g.rows_of_tiles, table), pointer(g.x, kind)
     t = pointer(tiles, table)
     step = g.slab_columns * lanes  # from one slab row to the next
-    store(t, 2, g.tile_w * lanes)
+    store(t, 2, g.cell_w * lanes)
     store(t, 3, step)
     store(t, 5, lanes)
     store(t, 6, g.v_xi)
+    store(t, 14, g.dilation_w * lanes)
+    done = 0
     for c in range(0, g.group_inputs, lanes):
         channels = min(lanes, g.group_inputs - c)
-        f, first, last_n, last_i, last_j, filled = start, 0, -1, -1, -1, 0
+        f, first, last_n, last_h, last_j, filled, done = start, 0, -1, -1, -1, 0, 0
         while f < end:
-            n, i, j, count = tile_run(g, f, end)
-            if last_n == n and last_i + 1 == i and last_j == j:  # below the last run: it shares rows of the slab
+            n, i, j, count = cell_run(g, f, end)
+            first_h = load(rows, 3 * i)
+            if last_n == n and last_h + g.tile_h == first_h and last_j == j:  # below the last run: rows in common
                 first += g.tile_h
             else:
                 first, filled = 0, 0
-            last_n, last_i, last_j = n, i, j
-            columns = count * g.tile_w + g.overlap_w
+            last_n, last_h, last_j = n, first_h, j
+            f += count
+            columns = count * g.cell_w + g.overlap_w
             while filled < first + g.tile_h + g.overlap_h:  # just before use: the rows are still in L1
-                h = load(source_h, i * g.tile_h + filled - first)
+                h = load(source_h, first_h + filled - first)
                 source = shift(x, n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c)
                 target = shift(pointer(slab, kind), filled * step)
                 filled += 1
-                fill_row(g, lanes, table, source, h >= 0, target, j * g.tile_w, columns, channels)
-            store(t, 0, count)
-            store(t, 1, slab + first * step * size)
-            store(t, 4, v + ((f - start) * lanes + c // lanes * g.v_block) * size)
-            f += count
-            transform(g.transform_input, tiles, kind)
+                fill_row(g, lanes, table, source, h >= 0, target, j * g.cell_w, columns, channels)
+            width = min(count * g.cell_w, g.out_width - j * g.cell_w)
+            for phase in range(min(g.dilation_w, width)):
+                count = -(-(width - phase) // g.cell_w)
+                store(t, 0, count)
+                store(t, 1, slab + (first * step + phase * lanes) * size)
+                store(t, 4, v + (done * lanes + c // lanes * g.v_block) * size)
+                done += count
+                transform(g.transform_input, tiles, kind)
+    return done
 
 
 @jit(inline=True)
 def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, end, channel, channels):
-    """The output of tiles ``start`` to ``end`` for one vector of channels, whose products begin at ``m``."""
+    """The output of cells ``start`` to ``end`` for one vector of channels, whose products begin at ``m``."""
     lanes, size = vector_lanes(kind), g.itemsize
-    out, t = pointer(g.out, kind), pointer(tiles, table)
+    out, t, rows_of_tiles = pointer(g.out, kind), pointer(tiles, table), pointer(g.rows_of_tiles, table)
     fused = g.residual == 0 and (g.activation == 0 or g.activation == RELU or g.activation == RELU6)
     bias, limits = pointer(vectors, kind), pointer(vectors + 2 * lanes * size, kind)
     zero(bias, lanes)
@@ -221,42 +240,47 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
         if g.activation == RELU6:
             store(limits, 1, 6.0)
     in_place = fused and g.out_c == 1 and channels == lanes
+    position = g.out_w if in_place else lanes
+    out_h, residual_h = g.dilation_h * g.out_h, g.dilation_h * g.residual_h
     store(t, 2, lanes)
     store(t, 3, g.m_xi)
-    store(t, 5, g.tile_w * (g.out_w if in_place else lanes))
-    store(t, 7, g.out_w if in_place else lanes)
+    store(t, 5, g.cell_w * position)
+    store(t, 7, g.dilation_w * position)
     store(t, 10, g.tile_w)
     store(t, 11, vectors + lanes * size)
     store(t, 12, vectors)
     store(t, 13, vectors + 2 * lanes * size)
-    f = start
+    f, done = start, 0
     while f < end:
-        n, i, j, count = tile_run(g, f, end)
-        height = min(g.tile_h, g.out_height - i * g.tile_h)
-        width = min(count * g.tile_w, g.out_width - j * g.tile_w)
-        y = n * g.out_n + i * g.tile_h * g.out_h + j * g.tile_w * g.out_w
-        store(t, 0, count)
-        store(t, 1, m + (f - start) * lanes * size)
-        store(t, 4, g.out + (y + channel) * size if in_place else rows)
-        store(t, 6, g.out_h if in_place else width * lanes)
-        store(t, 8, height)
-        store(t, 9, width)
+        n, i, j, count = cell_run(g, f, end)
         f += count
-        transform(g.transform_output, tiles, kind)
+        first, height = load(rows_of_tiles, 3 * i + 1), load(rows_of_tiles, 3 * i + 2)
+        width = min(count * g.cell_w, g.out_width - j * g.cell_w)
+        y = n * g.out_n + first * g.out_h + j * g.cell_w * g.out_w
+        store(t, 6, out_h if in_place else width * lanes)
+        store(t, 8, height)
+        for phase in range(min(g.dilation_w, width)):
+            count = -(-(width - phase) // g.cell_w)
+            store(t, 0, count)
+            store(t, 1, m + done * lanes * size)
+            store(t, 4, (g.out + (y + channel) * size if in_place else rows) + phase * position * size)
+            store(t, 9, -(-(width - phase) // g.dilation_w))
+            done += count
+            transform(g.transform_output, tiles, kind)
         if in_place:
             continue
         source, positions = pointer(rows, kind), height * width
-        if fused and g.out_w == 1 and g.out_h == width:
+        if fused and g.out_w == 1 and out_h == width:
             transpose(lanes, source, lanes, shift(out, y + channel * g.out_c), g.out_c, positions, channels)
         elif fused and g.out_w == 1:
             for r in range(height):
-                to = shift(out, y + r * g.out_h + channel * g.out_c)
+                to = shift(out, y + r * out_h + channel * g.out_c)
                 transpose(lanes, shift(source, r * width * lanes), lanes, to, g.out_c, width, channels)
         else:
-            z = n * g.residual_n + i * g.tile_h * g.residual_h + j * g.tile_w * g.residual_w
+            z = n * g.residual_n + first * g.residual_h + j * g.cell_w * g.residual_w
             run_count = 0
             for r in range(height):
-                a, b = y + r * g.out_h, z + r * g.residual_h
+                a, b = y + r * out_h, z + r * residual_h
                 run_count = add_run(runs, run_count, r * width, width, a, g.out_w, b, g.residual_w)
             if fused:
                 copy_rows(g, kind, source, lanes, runs, run_count, channel, channels)
@@ -285,17 +309,19 @@ def copy_rows(g, kind, source, lds, runs, run_count, channel, channels):
 
 
 @jit(inline=True)
-def output_pieces(g, steps, start, end, channel, channels):
-    """What products can ask for of the outputs of tiles ``start`` to ``end``: address, pieces, length of each, jump.
+def output_pieces(g, table, steps, start, end, channel, channels):
+    """What products can ask for of the outputs of cells ``start`` to ``end``: address, pieces, length of each, jump.
 
     A piece is a channel's rows, or where channels follow each other a line for every other step of a tile: then few
     products ask for anything but weights (a line a step: 128 channels of 14x14 5% slower, one in four: weights from
     memory 2 to 15% slower). Stores to lines that are not in L2 wait for L3 one by one (64 channels of 224x224: 4% of
     the call). The same for the next block's inputs gained 2% there and cost as much elsewhere.
     """
-    n, i, j, _ = tile_run(g, start, end)
-    rows = min(g.out_height - i * g.tile_h, -(-(end - start + j) // g.tile_columns) * g.tile_h)
-    place = g.out + (n * g.out_n + channel * g.out_c + i * g.tile_h * g.out_h) * g.itemsize
+    n, i, j, _ = cell_run(g, start, end)
+    first = load(pointer(g.rows_of_tiles, table), 3 * i + 1)
+    rows = -(-(end - start + j) // (g.cell_columns * g.dilation_h)) * g.tile_h * g.dilation_h
+    rows = min(g.out_height - first, rows)
+    place = g.out + (n * g.out_n + channel * g.out_c + first * g.out_h) * g.itemsize
     length, lines = rows * g.out_h, steps * (LINE_BYTES // g.itemsize) // 2
     if g.out_c == length:
         return place, -(-channels * length // lines), lines, lines
@@ -304,32 +330,32 @@ def output_pieces(g, steps, start, end, channel, channels):
 
 @jit(inline=True)
 def aim_at_input(g, table, far, steps, start, end, group, part, parts):
-    """Let the next products prefetch the input of the tiles ``start`` to ``end``: one of ``parts`` of its channels.
+    """Let the next products prefetch the input of the cells ``start`` to ``end``: one of ``parts`` of its channels.
 
     Where x lies in memory: 2 to 3% less time for 64 channels of 224x224 and 16 images of 56x56 on Zen 3, and 1% more
     where it was in the caches.
     """
-    n, i, j, _ = tile_run(g, start, end)
-    rows = -(-(end - start + j) // g.tile_columns) * g.tile_h
-    h = max(0, load(pointer(g.source_h, table), i * g.tile_h + g.overlap_h))
+    n, i, j, _ = cell_run(g, start, end)
+    rows = -(-(end - start + j) // g.cell_columns) * g.tile_h * g.dilation_h
+    h = max(0, load(pointer(g.source_h, table), load(pointer(g.rows_of_tiles, table), 3 * i) + g.overlap_h))
     c = g.group_inputs * part // parts
     place = g.x + (n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c) * g.itemsize
     aim(far, place, g.group_inputs * (part + 1) // parts - c, rows * g.x_h, g.x_c, steps, g.itemsize)
 
 
 @jit(inline=True)
-def multiply_packed(g, kind, table, v, m, far, start, end, group, k, k_end, k_first, k_last):
-    """M of the tile columns ``k`` to ``k_end`` of outputs, of a part from ``k_first`` to ``k_last``."""
+def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last):
+    """M of ``count`` tiles for the tile columns ``k`` to ``k_end`` of a part from ``k_first`` to ``k_last``."""
     lanes, size, weights = vector_lanes(kind), g.itemsize, pointer(g.weights, kind)
-    width, count, steps = 2 * lanes, end - start, pass_length(g.group_inputs, lanes)
-    total = g.batch * g.tile_rows * g.tile_columns
+    width, steps = 2 * lanes, pass_length(g.group_inputs, lanes)
+    total = g.batch * g.tile_rows * g.cell_columns
     if g.fetch_input != 0 and g.x_w == 1 and end < total:
         done, parts = (k - k_first) // g.k_group, -(-(k_last - k_first) // g.k_group)
-        aim_at_input(g, table, far, steps, end, min(total, end + count), group, done, parts)
+        aim_at_input(g, table, far, steps, end, min(total, 2 * end - start), group, done, parts)
     first, panels = group * g.group_outputs + k * width, g.products * (k_end - k)
     outputs = min((k_end - k) * width, g.group_outputs - k * width)
     calls = -(-count // TILE_ROWS) * -(-g.group_inputs // steps)  # of a panel
-    place, pieces, length, jump = output_pieces(g, steps, start, end, first, outputs)
+    place, pieces, length, jump = output_pieces(g, table, steps, start, end, first, outputs)
     aiming = max(0, panels - 1 - pieces // calls) if g.out_w == 1 else panels
     for panel in range(panels):
         xi, kb = panel // (k_end - k), k + panel % (k_end - k)
@@ -389,21 +415,21 @@ def forward_range(t, threads, table, chunk, kind):
     tiles = vectors + g.vectors_bytes
     u = tiles + g.integers_bytes
     far, runs = pointer(tiles + 32 * 8, table), pointer(tiles + 64 * 8, table)
-    total = g.batch * g.tile_rows * g.tile_columns
+    total = g.batch * g.tile_rows * g.cell_columns
     items = g.blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
         rest, part = item // g.k_parts, item % g.k_parts
         block, group = rest // g.groups, rest % g.groups
         start, end = total * block // g.blocks, total * (block + 1) // g.blocks
-        transform_block(g, kind, table, tiles, slab, v, start, end, group)
+        count = transform_block(g, kind, table, tiles, slab, v, start, end, group)
         k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
         for k in range(k_first, k_last, g.k_group):
             k_end = min(k_last, k + g.k_group)
             aim(far, slab, 0, 0, 0, 1, 1)
             if g.chunk != 0:
-                multiply_once(g, kind, table, tiles, v, m, u, far, end - start, group, k)
+                multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k)
             else:
-                multiply_packed(g, kind, table, v, m, far, start, end, group, k, k_end, k_first, k_last)
+                multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last)
             first = group * g.group_outputs + k * width
             outputs = min((k_end - k) * width, g.group_outputs - k * width)
             for i in range(0, outputs, lanes):
@@ -418,6 +444,25 @@ def _padded(source: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
+def _rows_of_tiles(f: Variant, height: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """The source tables of all phases, one after another, and for each row of tiles its place there, its first output
+    row and how many it has.
+
+    Phases take turns, so that a thread's rows lie together: with one phase after another, two threads write to the same
+    lines, 64 channels of 56x56 and dilation 2 take 9% longer.
+    """
+    m, d = f.rows[0], dilation(f.rows, height)
+    sources, rows, begin = [], [], 0
+    for phase in range(min(d, height.out)):
+        outputs = -(-(height.out - phase) // d)
+        tiles = -(-outputs // m)
+        sources.append(_padded(height.source[phase::d], tiles * m + f.rows[1] - 1))
+        rows += [(i, begin + i * m, phase + i * m * d, min(m, outputs - i * m)) for i in range(tiles)]
+        begin += sources[-1].size
+    rows.sort()
+    return np.concatenate(sources), np.array([row[1:] for row in rows], np.int64)
+
+
 @lru_cache(maxsize=256)
 def _prepare(
     f: Variant, c: Correlation, itemsize: int, threads: int, taps: Taps | None = None
@@ -426,20 +471,21 @@ def _prepare(
     p = plan(f, c, itemsize, threads, columns(itemsize), taps is not None)
     dtype, variant = np.dtype(f"f{itemsize}"), VARIANTS.index(f)
     _, height, width = c.axes
-    source_h = _padded(height.source, p.tile_rows * f.rows[0] + f.rows[1])
-    segments, segment_count = progressions(_padded(width.source, p.tile_columns * f.columns[0] + f.columns[1]))
+    source_h, rows = _rows_of_tiles(f, height)
+    overlap = (f.columns[1] - 1) * p.dilation_w
+    segments, segment_count = progressions(_padded(width.source, p.cell_columns * p.cell_w + overlap))
     fixed = (
         p.thread_bytes, *p.scratch[:7],
-        address(source_h), address(segments), segment_count,
+        address(source_h), address(rows), address(segments), segment_count,
         compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
         compiled(weight_tiles, dtype, variant),
-        f.rows[0], f.columns[0], f.rows[1] - 1, f.columns[1] - 1, f.products, f.taps,
+        f.rows[0], f.columns[0], p.dilation_h, p.dilation_w, p.cell_w, f.rows[1] - 1, overlap, f.products, f.taps,
         c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
-        p.tile_rows, p.tile_columns, p.strip, p.blocks,
+        p.tile_rows, p.cell_columns, p.strip, p.blocks,
         p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, *(taps or (0,) * len(Taps._fields)), p.u_group,
         p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, itemsize,
     )  # fmt: skip
-    return fixed, (source_h, segments)
+    return fixed, (source_h, rows, segments)
 
 
 @lru_cache(maxsize=256)

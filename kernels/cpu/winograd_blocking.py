@@ -1,7 +1,8 @@
 """How Winograd convolution cuts its work, and the scratch memory it needs: plain Python, no Numba.
 
-A block of tiles is transformed, multiplied and written before the next one begins, so that what passes between the
-three steps stays in the L2 cache, and so that the transformed weights U, streamed from L3, serve many tiles:
+A block of tiles (whole cells, see ``winograd``) is transformed, multiplied and written before the next one begins, so
+that what passes between the three steps stays in the L2 cache, and so that the transformed weights U, streamed from L3,
+serve many tiles:
 
     slab  padded input rows under the block, a vector of channels        [row][column][lane]
     V     transformed input                            [ξ][c // lanes][tile][c % lanes]
@@ -21,12 +22,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import ConvGeometry
-from ..winograd_matrices import VARIANTS, Variant
+from ..winograd_matrices import VARIANTS, Variant, axis_tiles
 from .blocking import (
     LINE_BYTES,
     MAX_COLUMN_BYTES,
     MAX_TILE_ROWS,
     TILE_VECTORS,
+    Axis,
     Correlation,
     aligned,
     correlation,
@@ -43,12 +45,15 @@ PACK_CHANNELS = 16  # input channels whose taps are gathered at once
 class Plan:
     """The plan of a Winograd correlation.
 
-    Tiles are numbered image by image, in each by strips of ``strip`` tile columns, in each strip row by row. A block is
+    Cells are numbered image by image, in each by strips of ``strip`` cell columns, in each strip row by row. A block is
     a range of these numbers, so blocks are as equal as can be whatever the size of the image.
     """
 
-    tile_rows: int
-    tile_columns: int
+    dilation_h: int
+    dilation_w: int
+    tile_rows: int  # of all phases
+    cell_columns: int
+    cell_w: int  # output columns of a cell
     strip: int
     blocks: int
     k_parts: int
@@ -85,6 +90,11 @@ V_BYTES = 6 << 20  # of V and M at most: with them a thread needs less than 16 M
 M_BYTES = 8 << 20
 
 
+def dilation(f: tuple[int, int], axis: Axis) -> int:
+    """The distance of the taps that F(m, r) tells apart."""
+    return axis.dilation if f[1] > 1 else 1
+
+
 @lru_cache(maxsize=256)
 def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int = 0, once: bool = False) -> Plan:
     """Plan for tiles of ``columns`` elements (0: the widest of any CPU); ``once``: for weights that serve one call."""
@@ -92,15 +102,19 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     width = columns or widest
     lanes, line = width // TILE_VECTORS, LINE_BYTES // itemsize
     _, height, across = c.axes
-    tile_rows, tile_columns = -(-height.out // f.rows[0]), -(-across.out // f.columns[0])
-    total = max(1, c.batch * tile_rows * tile_columns)
-    strip = even(tile_columns, STRIP_TILES)
+    dilation_h, dilation_w = dilation(f.rows, height), dilation(f.columns, across)
+    tile_rows, cell_w = axis_tiles(f.rows, height.out, dilation_h), f.columns[0] * dilation_w
+    cell_columns = -(-across.out // cell_w)
+    total = max(1, c.batch * tile_rows * cell_columns)
+    strip = even(cell_columns, STRIP_TILES // dilation_w)
     channels, k_blocks = round_up(c.group_inputs, line), -(-c.group_outputs // width)
-    most, group, k_parts = _block(f, c, itemsize, total, strip, threads)
-    blocks = -(-total // most)
+    every = max(1, c.batch * tile_rows * axis_tiles(f.columns, across.out, dilation_w))
+    most, group, k_parts = _block(f, c, itemsize, every, strip * dilation_w, threads)
+    blocks = -(-total // max(1, most // dilation_w))
     if k_parts == 1 and blocks * c.groups < 16 * threads:
         blocks = min(total, round_up(blocks, threads))
-    tiles = -(-total // blocks)
+    cells = -(-total // blocks)
+    tiles = cells * dilation_w
     u_group = min(group * (widest // width), k_blocks)
     packed = f.products * c.groups * (k_blocks * c.group_inputs * width + -(-k_blocks // u_group) * line)
     chunk = 0
@@ -109,15 +123,18 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         held = max(lanes, CHUNK_BYTES // (f.products * MAX_COLUMN_BYTES) // lanes * lanes)
         chunk, u_group, packed = min(round_up(c.group_inputs, lanes), held), 1, 0
     k_group, u_xi = min(u_group, -(-k_blocks // k_parts)), chunk * width + line
-    rows = min(tile_rows, -(-tiles // strip) + 1)
-    slab_columns = strip * f.columns[0] + f.columns[1] - 1
+    rows = min(tile_rows, -(-cells // strip) + 1)
+    slab_columns = strip * cell_w + (f.columns[1] - 1) * dilation_w
     v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
     v_xi, m_xi = channels // lanes * v_block + line, k_group * TILE_VECTORS * m_block + line
-    positions = f.rows[0] * strip * f.columns[0]
-    elements = total * f.outputs * (c.in_channels + c.out_channels)  # of the images
+    positions = f.rows[0] * strip * cell_w
+    elements = every * f.outputs * (c.in_channels + c.out_channels)  # of the images
     return Plan(
+        dilation_h,
+        dilation_w,
         tile_rows,
-        tile_columns,
+        cell_columns,
+        cell_w,
         strip,
         blocks,
         k_parts,

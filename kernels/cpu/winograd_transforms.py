@@ -174,12 +174,14 @@ def _steps(v: Vectors, start: ir.Value, step: ir.Value, count: int) -> list[ir.V
 
 
 @intrinsic(prefer_literal=True)
-def _input_tile(typingctx: Any, variant: Any, source: Any, row_step: Any, target: Any, xi_step: Any) -> Any:
-    """``target[ξ * xi_step] = (B' d B)[ξ]`` of the tile d at ``source``, rows ``row_step`` apart."""
+def _input_tile(
+    typingctx: Any, variant: Any, source: Any, row_step: Any, column_step: Any, target: Any, xi_step: Any
+) -> Any:
+    """``target[ξ * xi_step] = (B' d B)[ξ]`` of the tile d at ``source``, rows and columns so many elements apart."""
     i64 = types.int64
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, source, row_step, target, xi_step = args
+        _, source, row_step, column_step, target, xi_step = args
         v, f = Vectors(builder, sig.args[1]), _variant(variant)
         down, across = matrices(*f.rows).b, matrices(*f.columns).b
         starts = _steps(v, source, _opaque(v, row_step), len(down))
@@ -187,14 +189,14 @@ def _input_tile(typingctx: Any, variant: Any, source: Any, row_step: Any, target
         targets = _steps(v, target, builder.mul(xi_step, const(len(across))), len(down))
 
         def loaded(j: int) -> list[ir.Value]:
-            return [v.load(row, const(j * v.lanes)) for row in starts]
+            return [v.load(row, builder.mul(column_step, const(j))) for row in starts]
 
         for i, row in _square(v, _times_rows, down, across, loaded):
             for j, value in enumerate(row):
                 v.store(value, targets[i], builder.mul(xi_step, const(j)))
         return context.get_dummy_value()
 
-    return types.void(variant, source, i64, target, i64), codegen
+    return types.void(variant, source, i64, i64, target, i64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -296,6 +298,7 @@ class Tiles(NamedTuple):
     spare: int  # one vector of memory for the others
     bias: int  # one vector
     limits: int  # lowest and highest result
+    source_column: int  # from one column of a tile's slab to the next: dilation
 
 
 _FIELDS = len(Tiles._fields)
@@ -308,7 +311,7 @@ def input_tiles(table, kind, variant):
     source, target = pointer(g.source, kind), pointer(g.target, kind)
     for i in range(g.tiles):
         s, t = shift(source, i * g.source_tile), shift(target, i * g.target_tile)
-        _input_tile(variant, s, g.source_step, t, g.target_step)
+        _input_tile(variant, s, g.source_step, g.source_column, t, g.target_step)
 
 
 @jit

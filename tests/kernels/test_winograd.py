@@ -29,12 +29,12 @@ def able(row, *dtypes):
     return [dtype for dtype in dtypes if np.dtype(dtype).name in row.dtypes]
 
 
-def problem(row, *, size=19, n=1, c=20, k=37, **parameters):
+def problem(row, *, size=19, n=1, c=20, k=37, groups=1, **parameters):
     kernel = BY_NAME[row.algorithm.removeprefix("winograd_")].kernel
     rank = 2 if kernel[0] > 1 else 1
     spatial = (size, size + 4)[-rank:]
-    fields = {"padding": 1, "device": row.device, **parameters}
-    return conv_problem("conv", rank, (n, c, *spatial), (k, c, *kernel[-rank:]), **fields)
+    fields = {"padding": 1, "device": row.device, "groups": groups, **parameters}
+    return conv_problem("conv", rank, (n, c, *spatial), (k, c // groups, *kernel[-rank:]), **fields)
 
 
 def run(row, p, x, w, bias=None, residual=None, out=None, threads=1, activation=None):
@@ -166,11 +166,39 @@ def test_clamps_in_registers_keep_nan(row, activation):
 @pytest.mark.parametrize("row", FORWARD, ids=lambda r: f"{r.device}-{r.algorithm}")
 def test_what_it_does_not_compute(row):
     assert "stride 1" in row.refuses(problem(row, stride=2))
-    assert "dilation 1" in row.refuses(problem(row, dilation=2))
+    assert ("dilation 1" in (row.refuses(problem(row, dilation=2)) or "")) == (row.device == "cuda")
     assert "float16" in row.refuses(problem(row, dtype="float16"))
     assert "kernels" in row.refuses(conv_problem("conv2d", 2, (1, 4, 9, 9), (4, 4, 7, 7)))
     assert "not three" in row.refuses(conv_problem("conv3d", 3, (1, 4, 9, 9, 9), (4, 4, 3, 3, 3)))
     assert row.refuses(problem(row, size=6, groups=1, padding_mode="circular")) is None
+
+
+DILATED = {
+    (2, 2): {"padding": 2},
+    (1, 3): {"padding": 5, "padding_mode": "reflect", "layout": "channels_last"},
+    (24, 3): {"padding": "same", "size": 22},  # more phases than rows
+    (2, 30): {"padding": "same"},  # than columns
+    (5, 7): {"padding": 2, "size": 30, "groups": 2, "bias_shape": (38,), "activation": "relu"},
+}
+
+
+@pytest.mark.parametrize("dilation", DILATED, ids=str)
+@pytest.mark.parametrize("row", [r for r in ROWS if r.family == "winograd" and r.device == "cpu"], ids=lambda r: r.name)
+def test_dilations(row, dilation):
+    rank = problem(row).geometry.rank
+    p = problem(row, c=18, k=38, dilation=dilation[-rank:], **DILATED[dilation])
+    for dtype in ("float32", "float64"):
+        p = replace(p, dtype=dtype, direction=row.direction)
+        check_row(row, p, rng=np.random.default_rng(0), threads=3, empty=guarded)
+        check_row(row, p, rng=np.random.default_rng(1), integers=True)
+
+
+def test_many_strips_of_dilated_cells_in_the_middle_of_rows():
+    row = next(r for r in F4X4 if r.device == "cpu")
+    p = conv_problem(
+        "conv2d", 2, (1, 17, 13, 300), (20, 17, 3, 3), padding=(2, 3), dilation=(2, 3), residual_shape=True
+    )
+    check_row(row, p, rng=np.random.default_rng(0), threads=5, empty=guarded)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 113])
@@ -239,7 +267,8 @@ def test_the_stated_workspace_suffices_on_every_cpu(variant):
     for k, itemsize, threads in product((33, 65, 147), (4, 8), (1, 2)):
         most = winograd_blocking.ONCE_BYTES // (variant.products * itemsize * k)  # input channels around that limit
         for c in range(most * 2 // 3, most + 4, 3):
-            p = conv_problem("conv", len(kernel), (1, c, *(9, 9)[: len(kernel)]), (k, c, *kernel), padding=1)
+            shapes, pads = ((1, c, *(9, 9)[: len(kernel)]), (k, c, *kernel)), {"padding": 5, "dilation": 1 + c % 3}
+            p = conv_problem("conv", len(kernel), *shapes, **pads)
             stated = winograd_blocking.Workspaces(variant).forward(p.geometry, itemsize, threads)
             wanted, threads_used = correlation(p.geometry), correlation(p.geometry).useful_threads(threads)
             for width in (128, 64, 32):
