@@ -17,7 +17,8 @@ threads, one image, us with tiles and with strips: 32 channels of 112 x 112 68 a
 
 Lost: making the outer taps' vectors of aligned ones by ``valignd`` instead of loading them, most across two lines
 (within 5% either way); asking for what lies 4 rows below (0 to 5% gained from memory), 8 or 16 (0 to 10% lost);
-computing the rows' addresses instead of reading the table (0 to 5% lost).
+computing the rows' addresses instead of reading the table (0 to 5% lost); strips of 7 vectors, a whole row of 112
+pixels (56 to 78 us: more than the registers hold).
 
 Only what is at the ends of a row may be padding: of the first vector the first tap, of the last the last tap (see
 ``slides``), so that no more than two loads of a row are masked.
