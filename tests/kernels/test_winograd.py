@@ -193,6 +193,23 @@ def test_dilations(row, dilation):
         check_row(row, p, rng=np.random.default_rng(1), integers=True)
 
 
+def test_a_dilation_beyond_the_width_needs_no_more_memory():
+    """Its phases without an output have no tiles: V of 2048 channels would be 288 MB for a dilation of 1000."""
+    shapes, variant = ((1, 2048, 33, 33), (256, 2048, 3, 3)), BY_NAME["f4x4_3x3"]
+    v = {
+        winograd_blocking.plan(variant, correlation(p.geometry), 4, 2).scratch[1]
+        for p in (conv_problem("conv2d", 2, *shapes, padding="same", dilation=(1, d)) for d in (33, 1000))
+    }
+    assert len(v) == 1
+
+
+def test_blocks_have_more_rows_in_a_last_narrower_strip():
+    """Two cells and one: a block that is 3 rows of the first strip is 6 of the last."""
+    row = next(r for r in FORWARD if r.device == "cpu" and r.algorithm == "winograd_f2_3")
+    p = conv_problem("conv2d", 2, (1, 64, 12, 97), (5, 64, 1, 3), padding="same", dilation=(1, 24))
+    check_row(row, p, rng=np.random.default_rng(0), empty=guarded)
+
+
 def test_many_strips_of_dilated_cells_in_the_middle_of_rows():
     row = next(r for r in F4X4 if r.device == "cpu")
     p = conv_problem(
