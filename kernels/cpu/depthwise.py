@@ -12,7 +12,7 @@ lines of them, so that a loaded vector serves every tap along the tile's lines:
     item: an image, a group (NCHW), a band of output rows; threads share the items
         the table of line addresses: rows (pixels) of x in place; zeros where padding shows none
         for each output channel of the group (or vector of channels)
-            tiles: sums in registers, bias, relu, stores       x, w -> out
+            tiles, or strips of rows (3x3, see ``window_slide``): sums in registers, bias, relu, stores    x, w -> out
             with a residual or another activation: sums in L1, finished there
 
 NCHW rows are read in place, and a little of what lies beside them (of the first and last rows of x, where that may not
@@ -57,6 +57,7 @@ from .phases import entry_points
 from .simd import copy, keep_whole, load, pointer, shift, store, unpack, vector_lanes
 from .threads import run_shares
 from .window import HIGH, LINES, MERGES, NARROW, TALL, WIDE, WIDTH, channel_window, copy_even, pixel_window
+from .window_slide import STRIP, slide, slides
 
 
 class Layout(NamedTuple):
@@ -109,6 +110,7 @@ class Layout(NamedTuple):
     row_end: int  # the position after those that are read
     in_depth: int
     in_height: int
+    slides: int  # rows in place may be gone through strip by strip
     far: int  # x and out do not stay in the caches
     batch: int
     groups: int
@@ -299,6 +301,7 @@ def pixel_range(t, threads, table, chunk, kind):
     quick = g.residual == 0 and g.activation <= RELU6 and g.out_w == 1
     ending = quick and (g.bias != 0 or g.activation != 0)
     whole = quick and g.pass_count == 1
+    sliding = quick and in_place and g.slides
     bands = -(-g.out_height // g.rows)
     items = g.batch * g.out_depth * bands * g.groups
     first_item, last_item = items * t // threads, items * (t + 1) // threads
@@ -329,6 +332,15 @@ def pixel_range(t, threads, table, chunk, kind):
                 gather_taps(source, pointer(g.places, 0), own, g.taps)
                 weights = own
             bias = shift(pointer(g.bias, kind), k) if g.bias else pointer(zeros, kind)
+            if STRIP and sliding:
+                out = shift(pointer(g.out, kind), n * g.out_n + k * g.out_c + od * g.out_d + oh0 * g.out_h)
+                for q in range(0, g.out_width, STRIP * lanes):
+                    columns = min(STRIP * lanes, g.out_width - q)
+                    slide(
+                        step, -(-columns // lanes), rows, lines, load(passes, 4), first + q * step, limit, weights,
+                        ending, bias, g.activation, shift(out, q), g.out_h, columns, sums,
+                    )  # fmt: skip
+                continue
             i = 0
             while i < rows:
                 tall = TALL > 0 and g.out_width <= lanes and rows - i > LINES
@@ -495,6 +507,10 @@ def _prepare(
     # In place the columns before the first are told by their number, below 0: zeros before a later column are not.
     in_place_too = loads and (outside < 0).all() and (source == 0 or first == 0)
     row_limit = source + count if in_place_too else 0
+    sliding = c.group_inputs * depth.kernel == 1 and slides(
+        (height.kernel, width.kernel), (height.stride, width.stride), (height.dilation, width.dilation),
+        source - first, row_limit, width.out, simd.lanes(itemsize),
+    )  # fmt: skip
     elements = c.batch * (c.in_channels * math.prod(a.source.size for a in axes) + c.out_channels * math.prod(c.out))
     far = elements * itemsize > threads * depthwise_plan.NEAR_BYTES
     in_depth, in_height = (max(1, int(a.source.max(initial=0)) + 1) for a in (depth, height))
@@ -508,7 +524,7 @@ def _prepare(
         itemsize, *(address(s) for s in sources),
         address(pass_rows), len(pass_rows), address(channel_pass_rows), len(channel_pass_rows),
         *(address(s) for s in segments), source - first, row_limit,
-        depthwise_plan.read_beside(width, itemsize)[1], in_depth, in_height, far,
+        depthwise_plan.read_beside(width, itemsize)[1], in_depth, in_height, sliding, far,
         c.batch, c.groups, c.group_inputs, c.group_outputs, cut.taps,
         packed_sizes(c, itemsize, WIDTH * simd.lanes(itemsize))[0],
         cut.rows, cut.channel_rows, depth.kernel, depth.stride, depth.dilation, depth.out,

@@ -94,7 +94,8 @@ def size_of(algorithm: str, direction: str) -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def small_problems_use_threads_too():
     """Let every problem use the threads it is given."""
-    with threads_for_small_problems(weights, sizes=[size_of(a, d) for a, d in KERNELS]):
+    pointwise = [("pointwise", "forward"), ("pointwise", "grad_input")]
+    with threads_for_small_problems(weights, sizes=[size_of(a, d) for a, d in (*KERNELS, *pointwise)]):
         yield
 
 
