@@ -70,7 +70,6 @@ def winograd_typical(variant: Variant, problem: Problem) -> float:
     larger than in a plain sum. What the transforms lose averages out over channels, and |w| ⊛ |x| grows as the number
     of taps where the numbers themselves grow as its root.
     """
-    channels = problem.reduction / variant.taps
-    return (
-        0.5 * UNIT_ROUNDOFF[problem.dtype] * variant.spread * math.sqrt((1 + variant.depth / channels) / variant.taps)
-    )
+    taps = math.prod(variant.kernel)
+    channels = problem.reduction / taps
+    return 0.5 * UNIT_ROUNDOFF[problem.dtype] * variant.spread * math.sqrt((1 + variant.depth / channels) / taps)

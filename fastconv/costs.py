@@ -132,6 +132,7 @@ BLOCK_PIXELS = 300  # of direct's block of positions: each block reads all weigh
 PANEL_PIXELS = 192  # of im2col's
 PLANE_BYTES = 256 << 10  # of planar's
 PANEL_BYTES = 160 << 10  # of pointwise's
+STRIDED_TAPS = 6  # times that taps of a stride's phases, gathered one by one, take of those that are neighbours
 L2_BYTES = 1.5e6  # of weights that stay in the cache from one block to the next
 
 Work = dict[str, float]
@@ -346,25 +347,27 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     down, across = (1, *problem.geometry.dilation)[-2:]
     tiles = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
     tiles = max(1, s.batch * tiles)
-    inputs, outputs = -(-s.inputs // 16), -(-s.outputs // 16)
+    inputs, outputs = variant.parts * -(-s.inputs // 16), -(-s.outputs // 16)
     share_outputs = threads > 1 and tiles < 16 * threads and s.outputs >= 32 * threads
-    small = 28 * 36 * s.inputs * 4 <= 768 << 10
+    small = 28 * 36 * variant.parts * s.inputs * 4 <= 768 << 10
     block = -(-(28 if small else 64) * 36 // variant.products)
     blocks = 1 if share_outputs else max(threads, -(-tiles // block))
     rows = blocks * _heights(-(-tiles // blocks))
-    weights = variant.products * s.inputs * s.outputs * s.groups
+    weights = variant.multiplications * s.inputs * s.outputs * s.groups
     beyond = max(0.0, 1 - L2_BYTES / max(1, 4 * weights))
     spilled = max(0, math.isqrt(variant.products) - 6) if variant.rows[0] > 1 else 0
-    products = rows * variant.products * _up(s.outputs, 32) * s.groups
+    sums = rows * variant.products * _up(s.outputs, 32) * s.groups
     entered = tiles * inputs * s.groups * (threads if share_outputs else 1) * variant.products
     left = tiles * outputs * s.groups
     # each block makes what it needs of U just before it does
-    made = not problem.prepared and (share_outputs or blocks <= threads) and 4 * weights > 1 << 20
+    made = (
+        not problem.prepared and variant.stride == 1 and (share_outputs or blocks <= threads) and 4 * weights > 1 << 20
+    )
     kept = not problem.prepared and not made
     return {
-        "products": products * s.inputs,
-        "sums": products,
-        "entered": entered,
+        "products": sums / variant.products * variant.multiplications * s.inputs,
+        "sums": sums,
+        "entered": entered * variant.stride,  # V of all phases goes through L3: twice the time on 128 channels of 56x56
         "entered, spilled": entered * spilled,
         "left": left * variant.products,
         "left, spilled": left * variant.products * spilled,
@@ -372,7 +375,7 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
         "streamed": 0.0 if made else weights * beyond * max(1, blocks),
         "moved": s.read + s.written,
         "made": weights * max(1, blocks) if made else 0.0,
-        "prepared": weights if kept else 0.0,
+        "prepared": weights * (STRIDED_TAPS if variant.parts > 1 else 1) if kept else 0.0,
         "prepared, beyond": weights * beyond if kept else 0.0,
         "prepared call": threads if kept else 0.0,
     }

@@ -120,8 +120,10 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
     kernel = (1, *g.kernel_size)[-2:]
     if g.rank > 2:
         return "has tiles of one and two dimensions, not three"
-    if any(s != 1 for s in g.stride):
-        return f"computes stride 1, not {g.stride}"
+    if (1, *g.stride)[-2:] != variant.strides:
+        return f"computes stride {variant.stride}, not {g.stride}"
+    if variant.stride > 1 and max(g.dilation) > 1:
+        return f"computes dilation 1, not {g.dilation}"
     if kernel != variant.kernel:
         return f"computes kernels {variant.kernel}, not {kernel}"
     return None
@@ -291,10 +293,12 @@ def _winograd_fields(variant: Variant) -> dict[str, Any]:
 def _winograd(variant: Variant) -> Iterator[Row]:
     """A variant of Winograd convolution."""
     m = "x".join(str(outputs) for outputs, taps in (variant.rows, variant.columns) if taps > 1)
+    allowed = "stride 1, any dilation" if variant.stride == 1 else f"stride {variant.stride}"
     return _conv(
         f"winograd_{variant.name}",
-        f"{variant.products} products for {m} outputs of {variant.taps} taps each; stride 1, any dilation",
+        f"{variant.multiplications} products for {m} outputs of {math.prod(variant.kernel)} taps each; {allowed}",
         partial(winograd_seconds, variant),
+        directions=CORRELATIONS if variant.stride == 1 else ("forward",),
         workspace=f"winograd_blocking:{variant.name}.{{}}",
         module="winograd",
         variant=variant.name,

@@ -135,18 +135,39 @@ def depth(m: int, r: int) -> int:
 
 
 class Variant(NamedTuple):
-    """F(m, r) along the rows (height) and along the columns (width) of an image; F(1, 1) leaves an axis alone."""
+    """F(m, r) along the rows (height) and along the columns (width) of an image; F(1, 1) leaves an axis alone.
+
+    With stride 2 it is F(m, r) of each phase of the input: every second row and column under every second tap. A kernel
+    of 2 r - 1 taps has r for even inputs and r - 1 for odd ones, whose product at ∞, the last tap's, is zero.
+    """
 
     name: str
     rows: tuple[int, int]
     columns: tuple[int, int]
+    stride: int = 1
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        rows, columns = (self.stride if r > 1 else 1 for r in (self.rows[1], self.columns[1]))
+        return (rows, columns)
+
+    @property
+    def parts(self) -> int:
+        """Phases of the input."""
+        return math.prod(self.strides)
 
     @property
     def kernel(self) -> tuple[int, int]:
-        return (self.rows[1], self.columns[1])
+        rows, columns = (self.stride * (r - 1) + 1 for r in (self.rows[1], self.columns[1]))
+        return (rows, columns)
+
+    @property
+    def points(self) -> tuple[int, int]:
+        return (sum(self.rows) - 1, sum(self.columns) - 1)
 
     @property
     def taps(self) -> int:
+        """That are transformed at a time."""
         return self.rows[1] * self.columns[1]
 
     @property
@@ -156,8 +177,13 @@ class Variant(NamedTuple):
 
     @property
     def products(self) -> int:
-        """Multiplications of a tile."""
-        return (sum(self.rows) - 1) * (sum(self.columns) - 1)
+        """Elements of a transformed tile."""
+        return math.prod(self.points)
+
+    @property
+    def multiplications(self) -> int:
+        """Of a tile and an input channel: one for each element of each phase that is not zero."""
+        return math.prod(n * s - (s - 1) for n, s in zip(self.points, self.strides, strict=True))
 
     @property
     def amplification(self) -> float:
@@ -196,9 +222,12 @@ VARIANTS = (
     Variant("f6x6_3x3", (6, 3), (6, 3)),
     Variant("f2x2_5x5", (2, 5), (2, 5)),
     Variant("f4x4_5x5", (4, 5), (4, 5)),
+    Variant("s2_f2x2_3x3", (2, 2), (2, 2), 2),
+    Variant("s2_f2x2_5x5", (2, 3), (2, 3), 2),
     Variant("f2_3", (1, 1), (2, 3)),
     Variant("f4_3", (1, 1), (4, 3)),
     Variant("f6_3", (1, 1), (6, 3)),
+    Variant("s2_f4_3", (1, 1), (4, 2), 2),
 )
 """What there are kernels for. A larger tile needs fewer products for an output and more weights, and may fit worse:
 14 x 14 outputs are 49 tiles of 16 products, 25 of 25, 16 of 36, or 9 of 49, with 1.8, 2.8, 4 or 5.4 times the weights.

@@ -60,6 +60,8 @@ CONVS = {
     "replicate": conv(2, (1, 3, 6, 7), (4, 3, 3, 3), padding=((4, 0), (1, 3)), padding_mode="replicate", stride=2),
     "circular": conv(2, (1, 3, 6, 7), (4, 3, 3, 3), padding=3, padding_mode="circular"),
     "signal": conv(1, (2, 8, 50), (12, 8, 3), dilation=4, padding=4),
+    "strided": conv(2, (1, 18, 11, 14), (35, 18, 3, 3), stride=2, padding=1),
+    "signal_strided": conv(1, (2, 20, 51), (36, 20, 3), stride=2),
     "signal_of_neighbours": conv(1, (2, 8, 50), (36, 8, 3), padding=1),
     "five_by_five": conv(2, (2, 18, 13, 15), (35, 18, 5, 5), padding=2),
     "long_kernel": conv(1, (1, 1, 300), (20, 1, 100), stride=5),
@@ -102,6 +104,8 @@ def test_sixteen_bit_rows_accumulate_in_float32(row, dtype):
 @pytest.mark.parametrize("row", [r for r in CONV_ROWS if r.direction != "grad_weight"], ids=lambda r: r.name)
 def test_epilogues_are_fused(row):
     names = "above_a_tile", "grouped", "depthwise", "signal", "signal_of_neighbours", "five_by_five", "pointwise"
+    if "_s2_" in row.algorithm:
+        names = "strided", "signal_strided", "depthwise_multiplier"
     problems = [
         replace(
             CONVS[name],

@@ -34,7 +34,7 @@ def test_nested_in_two_dimensions(variant):
     """Random rationals: Y = A' [(G g G') ⊙ (B' d B)] A."""
     draw = random.Random(variant.name)
     down, across = matrices(*variant.rows), matrices(*variant.columns)
-    r, s = variant.kernel
+    r, s = variant.rows[1], variant.columns[1]
 
     def square(rows, columns):
         return [[Fraction(draw.randint(-9, 9), draw.randint(1, 9)) for _ in range(columns)] for _ in range(rows)]

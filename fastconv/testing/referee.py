@@ -215,8 +215,9 @@ def _check_conv(row: Row, problem: ConvProblem, draw: _Draw, threads: int) -> No
 def neighbourhood(g: ConvGeometry, direction: str, data: Array, w: Array, tile: Sizes) -> Array:
     """Every weight of an output's kernel times every input that a tile around the output may hold, summed; all >= 0.
 
-    Tiles of m outputs and kernels of r taps (stride 1) may lie anywhere around output o, so its tile's inputs are among
-    o - (m - 1) ... o + m - 1 + r - 1 of the padded input: a box of 2m + r - 2, in steps of the dilation. For an input
+    Tiles of m outputs and kernels of r taps may lie anywhere around output o, so its tile's inputs are among
+    s (o - (m - 1)) ... s (o + m - 1) + r - 1 of the padded input, s the stride: a box of 2 s (m - 1) + r, in steps of
+    the dilation, and at stride 2 one more, under the tap that odd inputs lack. For an input
     gradient the padded input's gradient at i depends on dy around i - (r - 1) ... i likewise, and is then folded back;
     also where negative padding cuts i off: that gradient is 0, but computed in a tile with others.
     """
@@ -227,14 +228,15 @@ def neighbourhood(g: ConvGeometry, direction: str, data: Array, w: Array, tile: 
         source_indices(n, before + more[0], after + more[1], g.padding_mode)
         for n, (before, after), more in zip(g.input_size, g.padding, cut, strict=True)
     ]
-    axes = zip(outputs, g.kernel_size, g.dilation, sources, cut, strict=True)
-    for axis, (m, r, d, source, more) in enumerate(axes, 2):
+    axes = zip(outputs, g.kernel_size, g.stride, g.dilation, sources, cut, strict=True)
+    for axis, (m, r, s, d, source, more) in enumerate(axes, 2):
         if forward:
             data = np.take(data, source, axis) * (source >= 0).reshape((-1,) + (1,) * (data.ndim - axis - 1))
-        wide = (m - 1 if forward else m + r - 2) * d
-        ends = (wide + more[0], wide + more[1])
+        wide = (s * (m - 1) if forward else m + r - 2) * d
+        ends = (wide + more[0], wide + more[1] + s - 1)
         data = np.pad(data, [ends if a == axis else (0, 0) for a in range(data.ndim)])
-        data = sliding_window_view(data, span(2 * m + r - 2, d), axis)[..., ::d].sum(-1)
+        data = sliding_window_view(data, span(2 * s * (m - 1) + r + s - 1, d), axis)[..., ::d].sum(-1)
+        data = data[(slice(None),) * axis + (slice(None, None, s),)]
     groups = g.groups
     sums = w.reshape(groups, g.out_channels // groups, g.in_channels // groups, -1).sum(-1)
     given, made = (g.in_channels, g.out_channels) if forward else (g.out_channels, g.in_channels)

@@ -62,6 +62,8 @@ class Plan:
     chunk: int  # input channels whose U is made at once, just before its use; 0: U is packed
     u_xi: int
     u_group: int  # tile columns whose U of one ξ are neighbours: the k_group of one thread
+    depth: int  # of the products: input channels, of all phases of a stride
+    part: int  # channels from one phase to the next, whole vectors
     slab_columns: int
     v_block: int  # elements from one vector of channels to the next
     v_xi: int
@@ -107,7 +109,8 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     cell_columns, phases = -(-across.out // cell_w), max(1, min(dilation_w, across.out))
     total = max(1, c.batch * tile_rows * cell_columns)
     strip = even(cell_columns, STRIP_TILES // dilation_w)
-    channels, k_blocks = round_up(c.group_inputs, line), -(-c.group_outputs // width)
+    channels, k_blocks = f.parts * round_up(c.group_inputs, line), -(-c.group_outputs // width)
+    depth = channels if f.parts > 1 else c.group_inputs
     every = max(1, c.batch * tile_rows * axis_tiles(f.columns, across.out, dilation_w))
     most, group, k_parts = _block(f, c, itemsize, every, strip * phases, threads)
     blocks = -(-total // max(1, most // phases))
@@ -116,16 +119,17 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     cells = -(-total // blocks)
     tiles = cells * phases  # a dilation beyond the width has fewer
     u_group = min(group * (widest // width), k_blocks)
-    packed = f.products * c.groups * (k_blocks * c.group_inputs * width + -(-k_blocks // u_group) * line)
+    packed = f.products * c.groups * (k_blocks * depth * width + -(-k_blocks // u_group) * line)
     chunk = 0
     large = f.products * c.out_channels * c.group_inputs * itemsize > ONCE_BYTES  # on every CPU: workspaces do not ask
-    if once and large and blocks <= ONCE_BLOCKS * threads:
+    if once and f.parts == 1 and large and blocks <= ONCE_BLOCKS * threads:
         held = max(lanes, CHUNK_BYTES // (f.products * MAX_COLUMN_BYTES) // lanes * lanes)
         chunk, u_group, packed = min(round_up(c.group_inputs, lanes), held), 1, 0
     k_group, u_xi = min(u_group, -(-k_blocks // k_parts)), chunk * width + line
     narrowest = cell_columns - (cell_columns - 1) // strip * strip  # the last strip, where a block has most rows
     rows = min(tile_rows, -(-cells // narrowest) + 1)
-    slab_columns = strip * cell_w + (f.columns[1] - 1) * dilation_w
+    stride_h, stride_w = f.strides
+    slab_columns = stride_w * strip * cell_w + (f.columns[1] - 1) * dilation_w * stride_w
     v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
     v_xi, m_xi = channels // lanes * v_block + line, k_group * TILE_VECTORS * m_block + line
     positions = f.rows[0] * strip * cell_w
@@ -144,6 +148,8 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         chunk,
         u_xi,
         u_group,
+        depth,
+        depth // f.parts,
         slab_columns,
         v_block,
         v_xi,
@@ -151,7 +157,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         m_xi,
         caches().l2 < SMALL_L2 and itemsize * (elements + packed) > caches().l3,
         (
-            aligned((rows * f.rows[0] + f.rows[1] - 1) * slab_columns * lanes * itemsize),
+            aligned(stride_h * (rows * f.rows[0] + f.rows[1] - 1) * slab_columns * lanes * itemsize),
             aligned((f.products * v_xi + MAX_TILE_ROWS * lanes) * itemsize),
             aligned(f.products * m_xi * itemsize),
             aligned((positions + lanes) * lanes * itemsize),
@@ -183,7 +189,7 @@ def _block(f: Variant, c: Correlation, itemsize: int, total: int, strip: int, th
     rows of tiles share more rows of the slab: 28 of them, where a row has 14 or 28, beat 24 by 5%, 31 and 36 by 3%.
     """
     k_blocks = -(-c.group_outputs // (MAX_COLUMN_BYTES // itemsize))
-    channels = round_up(c.group_inputs, LINE_BYTES // itemsize)
+    channels = f.parts * round_up(c.group_inputs, LINE_BYTES // itemsize)
     # Few tiles: each thread reads its part of U and transforms all tiles, rather than the other way round.
     k_parts = threads if total < threads * MAX_TILE_ROWS and k_blocks >= threads else 1
     tiles, k_group = -(-L2_PRODUCTS // f.products), 1
@@ -219,4 +225,18 @@ class Workspaces(NamedTuple):
         return phase_bytes(geometry, itemsize, threads, lambda c: _bytes(self.variant, c, itemsize, threads, False))
 
 
-f2x2_3x3, f3x3_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f6_3 = map(Workspaces, VARIANTS)
+(
+    f2x2_3x3,
+    f3x3_3x3,
+    f4x4_3x3,
+    f5x5_3x3,
+    f6x6_3x3,
+    f2x2_5x5,
+    f4x4_5x5,
+    s2_f2x2_3x3,
+    s2_f2x2_5x5,
+    f2_3,
+    f4_3,
+    f6_3,
+    s2_f4_3,
+) = map(Workspaces, VARIANTS)

@@ -60,6 +60,23 @@ def gather_taps(w, taps, lanes, source, target, outputs, channels):
 
 
 @jit(inline=True)
+def gather_part(g, part, lanes, source, target, outputs, channels, inputs):
+    """The taps of one phase of a stride: ``gather_taps`` of every second one, zeros where the kernel has none.
+
+    So are channels beyond the first ``inputs``.
+    """
+    taps, p, q = g.rows * g.columns, part // g.stride_w, part % g.stride_w
+    zero(target, channels * taps * lanes)
+    for c in range(inputs):
+        for tap in range(taps):
+            r, s = p + tap // g.columns * g.stride_h, q + tap % g.columns * g.stride_w
+            if r < g.kernel_h and s < g.kernel_w:
+                place = shift(source, c * g.w_c + r * g.w_r + s * g.w_s)
+                for k in range(outputs):
+                    store(target, (c * taps + tap) * lanes + k, load(place, k * g.w_k))
+
+
+@jit(inline=True)
 def panel_at(g, group, k_block, xi, width):
     """Where a panel of U begins: the weights of one ξ for a tile column of output channels.
 
@@ -67,7 +84,7 @@ def panel_at(g, group, k_block, xi, width):
     same few lines of L1 (94 ns a vector of F(4x4) instead of 49).
     """
     number, inside = k_block // g.u_group, k_block % g.u_group
-    first, panel, line = k_block - inside, g.group_inputs * width, LINE_BYTES // g.itemsize
+    first, panel, line = k_block - inside, g.depth * width, LINE_BYTES // g.itemsize
     columns = min(g.u_group, g.k_blocks - first)
     before = (group * g.k_blocks + first) * panel + (group * -(-g.k_blocks // g.u_group) + number) * line
     return before * g.products + xi * (columns * panel + line) + inside * panel
@@ -88,7 +105,13 @@ class Weights(NamedTuple):
     groups: int
     outputs: int  # of a group
     group_inputs: int
-    rows: int
+    depth: int
+    part: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    rows: int  # of taps transformed at a time
     w_g: int  # from here on as in Taps
     w_k: int
     w_c: int
@@ -134,14 +157,18 @@ def pack_range(t, threads, table, chunk, kind):
         start = panel_at(g, group, column, 0, width)
         to = g.packed + (start + half * lanes) * size
         store(a, 6, panel_at(g, group, column, 1, width) - start)
-        for c0 in range(0, g.group_inputs, PACK_CHANNELS):
-            count = min(PACK_CHANNELS, g.group_inputs - c0)
-            source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + c0 * g.w_c)
-            gather_taps(g, taps, lanes, source, gathered, outputs, count)
-            store(a, 0, count)
-            store(a, 1, mine)
-            store(a, 4, to + c0 * width * size)
-            transform(g.transform, tiles, kind)
+        for part in range(g.stride_h * g.stride_w):
+            for c0 in range(0, g.part, PACK_CHANNELS):
+                count, inputs = min(PACK_CHANNELS, g.part - c0), max(0, min(PACK_CHANNELS, g.group_inputs - c0))
+                source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + c0 * g.w_c)
+                if g.stride_w == 1:
+                    gather_taps(g, taps, lanes, source, gathered, outputs, count)
+                else:
+                    gather_part(g, part, lanes, source, gathered, outputs, count, inputs)
+                store(a, 0, count)
+                store(a, 1, mine)
+                store(a, 4, to + (part * g.part + c0) * width * size)
+                transform(g.transform, tiles, kind)
 
 
 THREAD_ELEMENTS = 1 << 14  # weights that pay for another thread
@@ -150,11 +177,12 @@ THREAD_ELEMENTS = 1 << 14  # weights that pay for another thread
 @lru_cache(maxsize=256)
 def _bind(
     f: Variant, shape: tuple[int, ...], taps: Taps, dtype: np.dtype, gathered_bytes: int, k_blocks: int, u_group: int,
-    threads: int,
+    depth: int, part: int, threads: int,
 ) -> Bound:  # fmt: skip
     """The packing of weights of this shape and with these strides."""
+    taps = taps._replace(columns=f.columns[1])
     fields = (
-        0, *shape[:3], shape[4], *taps, 0, 0, gathered_bytes,
+        0, *shape[:3], depth, part, *f.kernel, *f.strides, f.rows[1], *taps, 0, 0, gathered_bytes,
         f.products, k_blocks, u_group, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
     )  # fmt: skip
     places = tuple(Weights._fields.index(name) for name in ("w", "packed", "gathered"))
@@ -169,6 +197,8 @@ def pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, t
     packed = scratch.take(p.packed, w.dtype) if scratch else aligned_empty(p.packed, w.dtype)
     gathered = scratch.take(nbytes, held) if scratch else aligned_empty(nbytes, held)
     if packed.size:
-        bound = _bind(f, w.shape, strides(w), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, threads)
+        bound = _bind(
+            f, w.shape, strides(w), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, p.depth, p.part, threads
+        )
         bound(address(w), address(packed), address(gathered))
     return packed

@@ -29,11 +29,15 @@ def able(row, *dtypes):
     return [dtype for dtype in dtypes if np.dtype(dtype).name in row.dtypes]
 
 
+def variant(row):
+    return BY_NAME[row.algorithm.removeprefix("winograd_")]
+
+
 def problem(row, *, size=19, n=1, c=20, k=37, groups=1, **parameters):
-    kernel = BY_NAME[row.algorithm.removeprefix("winograd_")].kernel
+    kernel = variant(row).kernel
     rank = 2 if kernel[0] > 1 else 1
-    spatial = (size, size + 4)[-rank:]
-    fields = {"padding": 1, "device": row.device, "groups": groups, **parameters}
+    spatial = (size if isinstance(size, tuple) else (size, size + 4))[-rank:]
+    fields = {"padding": 1, "stride": variant(row).stride, "device": row.device, "groups": groups, **parameters}
     return conv_problem("conv", rank, (n, c, *spatial), (k, c // groups, *kernel[-rank:]), **fields)
 
 
@@ -165,12 +169,44 @@ def test_clamps_in_registers_keep_nan(row, activation):
 
 @pytest.mark.parametrize("row", FORWARD, ids=lambda r: f"{r.device}-{r.algorithm}")
 def test_what_it_does_not_compute(row):
-    assert "stride 1" in row.refuses(problem(row, stride=2))
-    assert ("dilation 1" in (row.refuses(problem(row, dilation=2)) or "")) == (row.device == "cuda")
+    stride, rank = variant(row).stride, problem(row).geometry.rank
+    assert f"stride {stride}" in row.refuses(problem(row, stride=3 - stride))
+    plain = row.device == "cuda" or stride > 1
+    assert ("dilation 1" in (row.refuses(problem(row, dilation=2)) or "")) == plain
     assert "float16" in row.refuses(problem(row, dtype="float16"))
-    assert "kernels" in row.refuses(conv_problem("conv2d", 2, (1, 4, 9, 9), (4, 4, 7, 7)))
+    assert "kernels" in row.refuses(
+        conv_problem("conv", rank, (1, 4, *(9,) * rank), (4, 4, *(7,) * rank), stride=stride)
+    )
     assert "not three" in row.refuses(conv_problem("conv3d", 3, (1, 4, 9, 9, 9), (4, 4, 3, 3, 3)))
     assert row.refuses(problem(row, size=6, groups=1, padding_mode="circular")) is None
+
+
+CPU = [r for r in ROWS if r.family == "winograd" and r.device == "cpu"]
+STRIDED = {
+    (19, 23): {},
+    (28, 32): {
+        "padding": 2,
+        "groups": 2,
+        "c": 36,
+        "bias_shape": (38,),
+        "activation": "relu",
+        "padding_mode": "circular",
+    },
+    (6, 131): {"padding": ((3, 0), (0, 2)), "layout": "channels_last", "n": 3, "residual_shape": True},
+}
+
+
+@pytest.mark.parametrize("size", STRIDED, ids=str)
+@pytest.mark.parametrize("row", [r for r in CPU if variant(r).stride > 1], ids=lambda r: r.name)
+def test_strides(row, size):
+    rank = problem(row).geometry.rank
+    fields = {"c": 18, "k": 38, **STRIDED[size]}
+    if isinstance(fields.get("padding"), tuple):
+        fields["padding"] = fields["padding"][-rank:]
+    for dtype in ("float32", "float64"):
+        p = problem(row, size=size, dtype=dtype, **fields)
+        check_row(row, p, rng=np.random.default_rng(0), threads=3, empty=guarded)
+        check_row(row, p, rng=np.random.default_rng(1), integers=True)
 
 
 DILATED = {
@@ -183,7 +219,7 @@ DILATED = {
 
 
 @pytest.mark.parametrize("dilation", DILATED, ids=str)
-@pytest.mark.parametrize("row", [r for r in ROWS if r.family == "winograd" and r.device == "cpu"], ids=lambda r: r.name)
+@pytest.mark.parametrize("row", [r for r in CPU if variant(r).stride == 1], ids=lambda r: r.name)
 def test_dilations(row, dilation):
     rank = problem(row).geometry.rank
     p = problem(row, c=18, k=38, dilation=dilation[-rank:], **DILATED[dilation])
@@ -284,7 +320,9 @@ def test_the_stated_workspace_suffices_on_every_cpu(variant):
     for k, itemsize, threads in product((33, 65, 147), (4, 8), (1, 2)):
         most = winograd_blocking.ONCE_BYTES // (variant.products * itemsize * k)  # input channels around that limit
         for c in range(most * 2 // 3, most + 4, 3):
-            shapes, pads = ((1, c, *(9, 9)[: len(kernel)]), (k, c, *kernel)), {"padding": 5, "dilation": 1 + c % 3}
+            shapes, pads = ((1, c, *(9, 9)[: len(kernel)]), (k, c, *kernel)), {"padding": 5, "stride": variant.stride}
+            if variant.stride == 1:
+                pads["dilation"] = 1 + c % 3
             p = conv_problem("conv", len(kernel), *shapes, **pads)
             stated = winograd_blocking.Workspaces(variant).forward(p.geometry, itemsize, threads)
             wanted, threads_used = correlation(p.geometry), correlation(p.geometry).useful_threads(threads)
@@ -293,4 +331,4 @@ def test_the_stated_workspace_suffices_on_every_cpu(variant):
                 packing = 0 if cut.chunk else cut.packed * itemsize + threads * cut.gathered_bytes
                 assert packing + threads_used * cut.thread_bytes <= stated, (k, c, itemsize, width)
                 uses.add(cut.chunk > 0)
-    assert uses == {False, True}
+    assert uses == ({False, True} if variant.stride == 1 else {False})
