@@ -45,7 +45,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "plots",
         "tuning",
     ),
-    ("train.*", "cli", "__main__"),
+    ("train.*", "tune_command", "cli", "__main__"),
 )
 """Modules of fastconv from the bottom up. A module imports its own level and those below, and never in a circle.
 
