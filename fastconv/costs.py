@@ -84,7 +84,6 @@ COSTS: dict[str, dict[str, float]] = {
     },
     "planar": {
         "elementwise": 3.4e-10,
-        "grouped": 3.5e-12,
         "packed": 2.49e-10,
         "prepared": 1.6e-09,
         "products": 1.41e-11,
@@ -112,9 +111,9 @@ COSTS: dict[str, dict[str, float]] = {
         "moved": 3.3e-11,
         "prepared": 2.43e-10,
         "prepared call": 7.9e-05,
-        "products": 8.58e-12,
+        "products": 9.2e-12,
         "streamed": 9.88e-11,
-        "sums": 3.54e-11,
+        "sums": 4.9e-11,
         "turned": 3.71e-09,
     },
     "bfloat16": {
@@ -265,7 +264,6 @@ def _pixel_work(problem: ConvProblem, s: _Sizes, width: int, slab: int) -> Work:
     block = max(48, slab // (max(1, s.inputs) * 4))
     return {
         "products": sums * s.depth,
-        "grouped": sums * s.depth if s.groups > 1 else 0.0,
         "sums": sums,
         "ragged": sums if width % 16 else 0.0,
         "packed": s.read,

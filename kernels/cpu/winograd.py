@@ -1,6 +1,6 @@
 """Winograd convolution: tiles of m x m outputs from n x n inputs by n² multiplications a channel, n = m + r - 1.
 
-    Y = A' [ sum over c of (G w[k, c] G') ⊙ (B' x[c] B) ] A            matrices: ``winograd_matrices``; stride 1
+    Y = A' [ sum over c of (G w[k, c] G') ⊙ (B' x[c] B) ] A                      matrices: ``winograd_matrices``
 
 The n² elements ξ of a transformed tile never meet each other, so the sum over c is n² matrix products. Loops of
 ``forward_range``, outermost first; threads share the items (buffers: ``winograd_blocking``):
@@ -16,7 +16,7 @@ The n² elements ξ of a transformed tile never meet each other, so the sum over
                 transform every tile, bias, relu                   M[ξ] -> rows
                 transpose to the output's order; other epilogues   rows -> out
 
-With stride 2 the input has 4 phases, every second row and column, each a convolution without stride by every second tap
+With stride 2 the input has 4 phases, every second row and column, each a convolution of stride 1 by every second tap
 (``parts``); one more loop around the transform puts them into V one after another, as 4 times the channels. Where a
 phase has one tap less, its product at ∞ is zero and left out: F(2x2) of 3x3 kernels has 25 products for 36. Entering
 takes 4 times as long as for a stride of 1, so less than these 1.44 is gained: 1.1 to 1.3.
@@ -46,13 +46,11 @@ become NaN.
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import numpy as np
 
 from ..winograd_matrices import VARIANTS, Variant
-from .arrays import address
-from .blocking import LINE_BYTES, Axis, Correlation, progressions
+from .blocking import LINE_BYTES, Correlation
 from .bound import Prepare
 from .compile import jit
 from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
@@ -61,101 +59,10 @@ from .panels import aim, multiply_panel, pass_length
 from .phases import EntryPoints, entry_points
 from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .tiles import TILE_ROWS
-from .winograd_blocking import dilation, plan
-from .winograd_transforms import compiled, input_tiles, output_tiles, transform, weight_tiles
+from .winograd_blocking import plan
+from .winograd_layout import FIELDS, Layout, prepare
+from .winograd_transforms import transform
 from .winograd_weights import Taps, gather_taps, pack, panel_at, strides
-
-
-class Layout(NamedTuple):
-    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
-
-    x: int
-    x_n: int
-    x_c: int
-    x_d: int
-    x_h: int
-    x_w: int
-    out: int
-    out_n: int
-    out_c: int
-    out_d: int
-    out_h: int
-    out_w: int
-    residual: int  # 0: none
-    residual_n: int
-    residual_c: int
-    residual_d: int
-    residual_h: int
-    residual_w: int
-    bias: int  # 0: none
-    activation: int
-    weights: int  # transformed
-    scratch: int  # thread t's begins at scratch + t * thread_bytes
-    # from here on the same in every call with this geometry
-    thread_bytes: int
-    slab_bytes: int
-    v_bytes: int
-    m_bytes: int
-    rows_bytes: int
-    turned_bytes: int
-    vectors_bytes: int
-    integers_bytes: int
-    source_h: int
-    rows_of_tiles: int  # for each its place in source_h, its first output row, and how many it has
-    segments: int
-    segment_count: int
-    transform_input: int  # addresses of code
-    transform_output: int
-    transform_weights: int
-    tile_h: int  # outputs of a tile
-    tile_w: int
-    dilation_h: int
-    dilation_w: int
-    cell_w: int  # output columns of a cell
-    stride_h: int
-    stride_w: int
-    part: int  # channels from one phase of a stride to the next
-    depth: int  # of the products
-    points_h: int
-    points_w: int
-    overlap_h: int  # inputs that a tile shares with the one below, of its phase
-    overlap_w: int  # and a cell with the next
-    products: int
-    taps: int
-    batch: int
-    groups: int
-    group_inputs: int
-    group_outputs: int
-    out_height: int
-    out_width: int
-    tile_rows: int
-    cell_columns: int
-    strip: int  # cell columns of a strip
-    blocks: int  # of consecutive cells
-    k_parts: int
-    k_group: int
-    k_blocks: int
-    chunk: int  # input channels whose U is made at once; 0: the weights are U
-    u_xi: int
-    w_g: int  # of weights that are not packed, in elements
-    w_k: int
-    w_c: int
-    w_r: int
-    w_s: int
-    columns: int
-    tap_step: int
-    together: int
-    u_group: int
-    slab_columns: int
-    v_block: int
-    v_xi: int
-    m_block: int
-    m_xi: int
-    fetch_input: int  # not 0: while one block is multiplied, the next one's input is prefetched
-    itemsize: int
-
-
-_FIELDS = len(Layout._fields)
 
 
 @jit(inline=True)
@@ -425,7 +332,7 @@ def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k):
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     slab = g.scratch + t * g.thread_bytes
@@ -459,72 +366,19 @@ def forward_range(t, threads, table, chunk, kind):
                 write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first + i, channels)
 
 
-def _padded(source: np.ndarray, size: int) -> np.ndarray:
-    """A source table, cut or extended with zeros (-1) to ``size`` positions: the last tile reaches beyond it."""
-    out = np.full(size, -1, np.int64)
-    out[: min(size, source.size)] = source[:size]
-    return out
-
-
-def _rows_of_tiles(f: Variant, height: Axis) -> tuple[np.ndarray, np.ndarray]:
-    """The source tables of all phases, one after another, and for each row of tiles its place there, its first output
-    row and how many it has.
-
-    Phases take turns, so that a thread's rows lie together: with one phase after another, two threads write to the same
-    lines, 64 channels of 56x56 and dilation 2 take 9% longer.
-    """
-    m, d, s = f.rows[0], dilation(f.rows, height), f.strides[0]
-    sources, rows, begin = [], [], 0
-    for phase in range(min(d, height.out)):
-        outputs = -(-(height.out - phase) // d)
-        tiles = -(-outputs // m)
-        sources.append(_padded(height.source[phase::d], s * (tiles * m + f.rows[1] - 1)))
-        rows += [(i, begin + i * s * m, phase + i * m * d, min(m, outputs - i * m)) for i in range(tiles)]
-        begin += sources[-1].size
-    rows.sort()
-    return np.concatenate(sources), np.array([row[1:] for row in rows], np.int64)
-
-
-@lru_cache(maxsize=256)
-def _prepare(
-    f: Variant, c: Correlation, itemsize: int, threads: int, taps: Taps | None = None
-) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
-    """The constant part of a Layout, and the arrays whose addresses are in it; ``taps``: of weights not packed."""
-    p = plan(f, c, itemsize, threads, columns(itemsize), taps is not None)
-    dtype, variant = np.dtype(f"f{itemsize}"), VARIANTS.index(f)
-    _, height, width = c.axes
-    source_h, rows = _rows_of_tiles(f, height)
-    stride_h, stride_w = f.strides
-    overlap = stride_w * (f.columns[1] - 1) * p.dilation_w
-    segments, segment_count = progressions(_padded(width.source, stride_w * p.cell_columns * p.cell_w + overlap))
-    fixed = (
-        p.thread_bytes, *p.scratch[:7],
-        address(source_h), address(rows), address(segments), segment_count,
-        compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
-        compiled(weight_tiles, dtype, variant),
-        f.rows[0], f.columns[0], p.dilation_h, p.dilation_w, p.cell_w, *f.strides, p.part, p.depth, *f.points,
-        stride_h * (f.rows[1] - 1), overlap, f.products, f.taps,
-        c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
-        p.tile_rows, p.cell_columns, p.strip, p.blocks,
-        p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, *(taps or (0,) * len(Taps._fields)), p.u_group,
-        p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, itemsize,
-    )  # fmt: skip
-    return fixed, (source_h, rows, segments)
-
-
 @lru_cache(maxsize=256)
 def _made(f: Variant, c: Correlation, itemsize: int, threads: int, taps: Taps) -> Prepare | None:
     chunk = plan(f, c, itemsize, c.useful_threads(threads), columns(itemsize), True).chunk
-    return partial(_prepare, f, taps=taps) if chunk else None
+    return partial(prepare, f, taps=taps) if chunk else None
 
 
 def _unpacked(f: Variant, c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Prepare | None:
-    """``_prepare`` for weights of one call, which blocks transform as they need them; None where that is too often."""
+    """``prepare`` for weights of one call, which blocks transform as they need them; None where that is too often."""
     return _made(f, c, w.itemsize, threads, strides(w))
 
 
 def _variant(f: Variant) -> EntryPoints:
-    return entry_points(partial(pack, f), forward_range, partial(_prepare, f), unpacked=partial(_unpacked, f))
+    return entry_points(partial(pack, f), forward_range, partial(prepare, f), unpacked=partial(_unpacked, f))
 
 
 (

@@ -289,7 +289,7 @@ def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, monkeypatch):
     monkeypatch.setattr(winograd_blocking, "ONCE_BYTES", 0)
     variant = BY_NAME[name.removeprefix("winograd_")]
     monkeypatch.setattr(winograd_blocking, "CHUNK_BYTES", 20 * 128 * variant.products)
-    planning = (winograd_blocking.plan, winograd._prepare, winograd._made, bind)
+    planning = (winograd_blocking.plan, winograd.prepare, winograd._made, bind)
     for cached in planning:
         cached.cache_clear()
     row = next(r for r in FORWARD if r.device == "cpu" and r.algorithm == name)
