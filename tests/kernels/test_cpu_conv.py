@@ -62,6 +62,7 @@ EDGES = {
     "stride larger than the kernel": conv(1, 3, 8, (20, 20), 2, stride=(3, 5), pad=((1, 1), (4, 4))),
     "patches": conv(1, 3, 8, (20, 20), 4, stride=4),
     "dilation": conv(2, 4, 6, (13, 12), 3, pad=2, dilation=(2, 3)),
+    "rows that no tap reads": conv(1, 3, 33, (12, 100), (3, 2), stride=(2, 1), pad=(9, 0), dilation=(9, 1)),
     "dilation and stride": conv(1, 4, 6, (15, 16), 3, stride=(2, 3), pad=2, dilation=(3, 2)),
     "phases of a gradient wider than what they read": conv(1, 7, 32, (4, 5), 2, stride=3, dilation=(1, 2)),
     "groups": conv(2, 24, 48, (7, 9), 3, pad=1, groups=2),
