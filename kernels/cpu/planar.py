@@ -88,7 +88,8 @@ def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zer
 def multiply_short_rows(table, kind, slab, runs, run_count, w, channel, sums, zeros):
     """Eight channels of rows that fill no vector and lie a vector apart in the slab: a tile takes three of them.
 
-    A tile of one vector loads nine times for eight products: grouped layers of 14 x 14 took a fifth more.
+    A tile of one vector loads nine times for eight products: 512 channels of 14 x 14 in 32 groups, one thread, 284 us
+    with a tile a row and 250 so.
     """
     keep_whole()
     g = Layout(*unpack(table, FIELDS))

@@ -126,7 +126,7 @@ def split_phases(phases, line, target, pitch, n):
 def pack_run(table, kind, source, target, first_column):
     """A slab row whose columns from ``first_column`` on are one run of ``source``, between zeros: whole vectors.
 
-    Rows of few vectors take a fifth of the time of ``pack_line`` and the zeros around it (planes of 14 x 14).
+    With ``pack_line`` and zeros around it 512 channels of 14 x 14 in 32 groups took 375 us instead of 284 (one thread).
     """
     g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
