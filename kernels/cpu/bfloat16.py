@@ -21,16 +21,14 @@ from typing import NamedTuple
 import numpy as np
 
 from . import bfloat16_blocking as blocking
+from .amx import CONFIGURATION, begin_tiles, end_tiles
 from .arrays import Workspace, address, aligned_empty
 from .bfloat16_blocking import CHUNK, COLUMNS, ROWS
 from .bfloat16_tiles import (
     FORM,
     amx_tile,
-    begin_tiles,
     dot_tile,
-    end_tiles,
     narrow,
-    tile_configuration,
     transpose_pairs,
     widen,
 )
@@ -279,9 +277,6 @@ def forward_range(t, threads, table, chunk, kind):
         end_tiles()
 
 
-_CONFIGURATION = np.frombuffer(tile_configuration(), np.uint8)
-
-
 @lru_cache(maxsize=256)
 def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     plan = blocking.plan(c, threads)
@@ -293,7 +288,7 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     taps = np.ascontiguousarray(taps.ravel(), np.int64)
     segments, segment_count = c.segments
     fixed = (
-        plan.thread_bytes, *plan.scratch[:3], address(_CONFIGURATION),
+        plan.thread_bytes, *plan.scratch[:3], address(CONFIGURATION),
         address(depth.source), address(height.source), address(segments), segment_count, address(taps), taps.size,
         c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts, plan.pixel,
         plan.rows, plan.columns, plan.slab_rows, plan.slab_columns, plan.phase_rows, plan.pitch, plan.positions,

@@ -18,8 +18,6 @@ Inputs that are subnormal count as zero, subnormal results become zero: the inst
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Any
 
 from llvmlite import ir
@@ -28,9 +26,11 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from .amx import AMX, I8, I64, emit, features
+
 ROWS = COLUMNS = 32  # of a tile
 CHUNK = 32  # input channels that a step multiplies
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+I1, I16, I32 = (ir.IntType(bits) for bits in (1, 16, 32))
 LANES = 16
 FLOATS, INTS, SHORTS = (ir.VectorType(t, LANES) for t in (ir.FloatType(), I32, I16))
 MASK = ir.VectorType(I1, LANES)
@@ -52,23 +52,12 @@ class _BFloat(ir.types.Type):
 BFLOATS, PAIRS = ir.VectorType(_BFloat(), LANES), ir.VectorType(_BFloat(), 2 * LANES)
 
 
-def _amx_allowed() -> bool:
-    """Whether Linux lets this process use AMX's tile registers: they must be asked for."""
-    if not sys.platform.startswith("linux"):
-        return False
-    arch_prctl, request, tile_data = 158, 0x1023, 18  # SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
-
-
 def _form() -> str | None:
     """``"amx"``, ``"dot"``, or None where the CPU multiplies float32 faster than bfloat16."""
-    _, cpu, features = cpu_target.target_context.codegen().magic_tuple()
-    enabled = set(features.split(","))
-    if not {"+avx512bf16", "+avx512bw"} <= enabled:
-        return None
-    if {"+amx-tile", "+amx-bf16"} <= enabled and _amx_allowed():
+    if AMX:
         return "amx"
-    return "dot" if cpu.startswith("znver") else None
+    cpu = cpu_target.target_context.codegen().magic_tuple()[1]
+    return "dot" if cpu.startswith("znver") and {"+avx512bf16", "+avx512bw"} <= features() else None
 
 
 FORM = _form()
@@ -81,43 +70,6 @@ def _int(value: int) -> ir.Constant:
 def _call(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
     signature = ir.FunctionType(result, [a.type for a in arguments])
     return b.call(cgutils.get_or_insert_function(b.module, signature, name), arguments)
-
-
-def _amx(b: ir.IRBuilder, name: str, *arguments: ir.Value | int) -> None:
-    values = [ir.Constant(I8, a) if isinstance(a, int) else a for a in arguments]
-    _call(b, f"llvm.x86.{name}", ir.VoidType(), *values)
-
-
-@intrinsic
-def begin_tiles(typingctx: Any, configuration: Any) -> Any:
-    """Configure this thread's tile registers; ``configuration`` is the address of :func:`tile_configuration`'s."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _amx(builder, "ldtilecfg", builder.inttoptr(args[0], I8.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
-@intrinsic
-def end_tiles(typingctx: Any) -> Any:
-    """Give the tile registers back: a core that holds them sleeps less deeply."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _amx(builder, "tilerelease")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-def tile_configuration() -> bytes:
-    """Palette 1, eight registers of 16 rows of 64 bytes (Intel SDM, LDTILECFG)."""
-    return (
-        bytes([1] + [0] * 15)
-        + b"".join((64).to_bytes(2, "little") for _ in range(8))
-        + bytes(16)
-        + bytes([16] * 8 + [0] * 8)
-    )
 
 
 class _Loop:
@@ -154,7 +106,7 @@ def amx_tile(
         segment_count, segments, chunks, a, row_step, weights, c = args
         row_bytes, lower = builder.mul(row_step, _int(2)), builder.mul(row_step, _int(ROWS // 2))
         for t in range(4):
-            _amx(builder, "tilezero", t)
+            emit(builder, "tilezero", t)
 
         def at(pointer: ir.Value, offset: ir.Value | int) -> ir.Value:
             offset = _int(offset) if isinstance(offset, int) else offset
@@ -164,21 +116,21 @@ def amx_tile(
         start = builder.gep(a, [builder.load(builder.gep(segments, [outer.i]))])
         inner = _Loop(builder, chunks, [start, outer.values[0]])
         left, right = inner.values
-        _amx(builder, "tileloadd64", 6, at(right, 0), _int(4 * COLUMNS))
-        _amx(builder, "tileloadd64", 4, at(left, 0), row_bytes)
-        _amx(builder, "tdpbf16ps", 0, 4, 6)
-        _amx(builder, "tileloadd64", 7, at(right, COLUMNS), _int(4 * COLUMNS))
-        _amx(builder, "tdpbf16ps", 1, 4, 7)
-        _amx(builder, "tileloadd64", 5, at(left, lower), row_bytes)
-        _amx(builder, "tdpbf16ps", 2, 5, 6)
-        _amx(builder, "tdpbf16ps", 3, 5, 7)
+        emit(builder, "tileloadd64", 6, at(right, 0), _int(4 * COLUMNS))
+        emit(builder, "tileloadd64", 4, at(left, 0), row_bytes)
+        emit(builder, "tdpbf16ps", 0, 4, 6)
+        emit(builder, "tileloadd64", 7, at(right, COLUMNS), _int(4 * COLUMNS))
+        emit(builder, "tdpbf16ps", 1, 4, 7)
+        emit(builder, "tileloadd64", 5, at(left, lower), row_bytes)
+        emit(builder, "tdpbf16ps", 2, 5, 6)
+        emit(builder, "tdpbf16ps", 3, 5, 7)
         following = builder.gep(right, [_int(CHUNK * COLUMNS)])
         inner.close_phis([builder.gep(left, [_int(CHUNK)]), following])
         outer.close_phis([following])
         for i in range(2):
             for j in range(2):
                 corner = builder.gep(c, [_int(i * COLUMNS * ROWS // 2 + j * COLUMNS // 2)])
-                _amx(builder, "tilestored64", 2 * i + j, builder.bitcast(corner, I8.as_pointer()), _int(4 * COLUMNS))
+                emit(builder, "tilestored64", 2 * i + j, builder.bitcast(corner, I8.as_pointer()), _int(4 * COLUMNS))
         return context.get_dummy_value()
 
     i64 = types.int64
