@@ -134,21 +134,35 @@ class Scratch(NamedTuple):
 @jit(inline=True)
 def place(g, kind, position):
     """Where a position's first chunk lies in the slab."""
-    return position // ROWS * g.tile_step + position % ROWS * row_shorts(kind)
+    return (position >> 5) * g.tile_step + (position & (ROWS - 1)) * row_shorts(kind)
 
 
 @jit(inline=True)
-def pack_positions(g, kind, source, step, memory, first, p0, n):
+def phase_of(g, column):
+    """A padded column's position in a slab row, its phase, and from one phase to the next."""
+    if g.stride_w == 1:  # no division
+        return column, 0, 0
+    step = g.phase_rows * g.pitch
+    return column // g.stride_w + column % g.stride_w * step, column % g.stride_w, step
+
+
+@jit(inline=True)
+def pack_positions(table, kind, source, step, memory, first, p0, n):
     """``n`` positions of the slab: padded columns from ``p0`` on of the row that begins at position ``first``."""
     keep_whole()
+    g = Layout(*unpack(table, _FIELDS))  # handed over, it would be copied in each call
     slab, square = memory.slab, memory.square
+    position, phase, phase_step = phase_of(g, p0)
+    position += first
+    back = g.stride_w * phase_step - 1
     if g.x_c == 1:
         for p in range(n):
-            column = p0 + p
-            column = column % g.stride_w * g.phase_rows * g.pitch + column // g.stride_w
-            s, t = shift(source, p * step), shift(slab, place(g, kind, first + column))
+            s, t = shift(source, p * step), shift(slab, place(g, kind, position))
             for j in range(g.chunks):
                 pack_pixel(shift(s, j * CHUNK), shift(t, j * g.chunk_step), g.group_inputs - j * CHUNK)
+            position, phase = position + phase_step, phase + 1
+            if phase >= g.stride_w:
+                position, phase = position - back, 0
         return
     for p in range(0, n, 16):
         for j in range(g.chunks):
@@ -159,21 +173,23 @@ def pack_positions(g, kind, source, step, memory, first, p0, n):
                 for c in range(min(channels, CHUNK)):
                     for q in range(min(16, positions)):
                         store(square, q * CHUNK + c, load(s, c * g.x_c + q * step))
+            at, turn = position, phase
             for q in range(min(16, positions)):
-                column = p0 + p + q
-                column = column % g.stride_w * g.phase_rows * g.pitch + column // g.stride_w
-                t = shift(slab, place(g, kind, first + column) + j * g.chunk_step)
-                pack_pixel(shift(square, q * CHUNK), t, channels)
+                pack_pixel(shift(square, q * CHUNK), shift(slab, place(g, kind, at) + j * g.chunk_step), channels)
+                at, turn = at + phase_step, turn + 1
+                if turn >= g.stride_w:
+                    at, turn = at - back, 0
+        position, phase, _ = phase_of(g, p0 + p + 16)
+        position += first
 
 
 @jit(inline=True)
 def zero_positions(g, kind, memory, first, p0, n):
     """The same for zeros."""
     for p in range(n):
-        column = p0 + p
-        column = column % g.stride_w * g.phase_rows * g.pitch + column // g.stride_w
+        position, _, _ = phase_of(g, p0 + p)
         for j in range(g.chunks):
-            zero(shift(memory.slab, place(g, kind, first + column) + j * g.chunk_step), row_shorts(kind))
+            zero(shift(memory.slab, place(g, kind, first + position) + j * g.chunk_step), row_shorts(kind))
 
 
 @jit(inline=True)
@@ -189,15 +205,16 @@ def pack_row(g, table, kind, source, inside, memory, first, first_column, column
             continue
         if inside and column >= 0:
             s = shift(source, column * g.x_w + (begin - start) * step)
-            pack_positions(g, kind, s, step, memory, first, begin - first_column, n)
+            pack_positions(table, kind, s, step, memory, first, begin - first_column, n)
         else:
             zero_positions(g, kind, memory, first, begin - first_column, n)
 
 
 @jit(inline=True)
-def pack_run(g, table, kind, memory, group, first, positions):
+def pack_run(table, kind, memory, group, first, positions):
     """The input under ``positions`` of a 1x1 kernel from the ``first`` of all on."""
     keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
     source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
     x = shift(pointer(g.x, kind), group * g.group_inputs * g.x_c)
     gapless = g.whole and g.x_h == g.out_width * g.x_w
@@ -209,7 +226,7 @@ def pack_run(g, table, kind, memory, group, first, positions):
         source = shift(x, n * g.x_n + d * g.x_d + h * g.x_h)
         if gapless:  # the rows of a plane lie in one piece
             count = min(positions - p, (g.out_height - oh) * g.out_width - q)
-            pack_positions(g, kind, shift(source, q * g.x_w), g.x_w, memory, p, 0, count)
+            pack_positions(table, kind, shift(source, q * g.x_w), g.x_w, memory, p, 0, count)
         else:
             count = min(positions - p, g.out_width - q)
             pack_row(g, table, kind, source, d >= 0 and h >= 0, memory, p, q, count)
@@ -217,9 +234,10 @@ def pack_run(g, table, kind, memory, group, first, positions):
 
 
 @jit(inline=True)
-def pack_slab(g, table, kind, memory, group, n, od, oh0, rows, ow0, columns):
+def pack_slab(table, kind, memory, group, n, od, oh0, rows, ow0, columns):
     """The input under a block."""
     keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
     source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
     x = shift(pointer(g.x, kind), group * g.group_inputs * g.x_c)
     used = g.slab_rows - (g.rows - rows) * g.stride_h
@@ -254,39 +272,59 @@ def find_runs(g, runs, first, positions, pitch, columns):
     return count
 
 
-NONE, LINE, EACH = range(3)  # what a bias has: nothing, a number for a line of sums, or one for each sum
+@jit(inline=True)
+def load_some(source, step, row, i, n):
+    """16 numbers from ``source[i * step]`` on, ``step`` apart, of which n are there; ``row[i:]`` is scratch."""
+    if step == 1:
+        return load_numbers(source, i, n)
+    for k in range(i, i + min(16, n)):
+        store_numbers(row, k, load_numbers(source, k * step, 1), 1)
+    return load_numbers(row, i, n)
 
 
 @jit(inline=True)
-def finish_lines(
-    lines, n, sums, line, has_bias, bias, has_residual, residual, residual_line, residual_step, activation, out,
-    out_line, out_step,
-):  # fmt: skip
-    """``n`` sums of each line, with bias, residual and activation, rounded into ``out``."""
+def store_some(target, step, row, i, v, n):
+    """The same for storing."""
+    if step == 1:
+        store_numbers(target, i, v, n)
+        return
+    store_numbers(row, i, v, n)
+    for k in range(i, i + min(16, n)):
+        store_numbers(target, k * step, load_numbers(row, k, 1), 1)
+
+
+@jit(inline=True)
+def finish_positions(table, sums, positions, channels, bias, residual, out):
+    """Sums [position][channel] with bias, residual and activation, rounded into channels-last output."""
     keep_whole()
-    same = splat(sums, number(sums, 0.0))
-    for j in range(lines):
-        row, y, z = shift(sums, j * line), shift(out, j * out_line), shift(residual, j * residual_line)
-        if has_bias == LINE:
-            same = splat(row, load(bias, j))
-        for i in range(0, n, 16):
-            left = min(16, n - i)
-            v = load_vector(row, i)
-            v = add(v, load_numbers(bias, i, left) if has_bias == EACH else same)
-            if has_residual:
-                if residual_step == 1:
-                    v = add(v, load_numbers(z, i, left))
-                else:
-                    for k in range(i, i + left):
-                        store_numbers(row, k, load_numbers(z, k * residual_step, 1), 1)
-                    v = add(v, load_numbers(row, i, left))
-            v = activated(row, v, activation)
-            if out_step == 1:
-                store_numbers(y, i, v, left)
-            else:
-                store_numbers(row, i, v, left)
-                for k in range(i, i + left):
-                    store_numbers(y, k * out_step, load_numbers(row, k, 1), 1)
+    g = Layout(*unpack(table, _FIELDS))
+    for i in range(0, channels, 16):
+        n = channels - i
+        added = splat(sums, number(sums, 0.0))
+        if g.bias:
+            added = load_numbers(bias, i, n)
+        for p in range(positions):
+            row, z = shift(sums, p * COLUMNS), shift(residual, p * g.residual_w)
+            v = add(load_vector(row, i), added)
+            if g.residual:
+                v = add(v, load_some(z, g.residual_c, row, i, n))
+            store_numbers(out, p * g.out_w + i, activated(row, v, g.activation), n)
+
+
+@jit(inline=True)
+def finish_channels(table, sums, positions, channels, bias, residual, out):
+    """Sums [channel][position] with bias, residual and activation, rounded into the output."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    for c in range(channels):
+        row, y, z = shift(sums, c * g.positions), shift(out, c * g.out_c), shift(residual, c * g.residual_c)
+        added = splat(row, load(bias, c) if g.bias else number(row, 0.0))
+        for i in range(0, positions, 16):
+            n = positions - i
+            v = add(load_vector(row, i), added)
+            if g.residual:
+                v = add(v, load_some(z, g.residual_w, row, i, n))
+            store_some(y, g.out_w, row, i, activated(row, v, g.activation), n)
 
 
 @jit(inline=True)
@@ -316,11 +354,11 @@ def forward_share(t, threads, table, kind):
         rows, columns = min(g.rows, g.all_rows - row), min(g.columns, g.out_width - ow0)
         if g.single:
             used = rows
-            pack_run(g, table, kind, memory, group, row, rows)
+            pack_run(table, kind, memory, group, row, rows)
             run_count = find_runs(g, runs, row, used, 0, 0)
         else:
             used = (rows - 1) * g.pitch + columns
-            pack_slab(g, table, kind, memory, group, rest // g.out_depth, rest % g.out_depth, row, rows, ow0, columns)
+            pack_slab(table, kind, memory, group, rest // g.out_depth, rest % g.out_depth, row, rows, ow0, columns)
             first = (rest * g.all_rows + row) * g.out_width + ow0
             run_count = find_runs(g, runs, first, used, g.pitch, columns)
         for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
@@ -343,10 +381,8 @@ def forward_share(t, threads, table, kind):
                     n = min(position + length, first + ROWS) - p
                     y = shift(out, load(runs, run + 2) + (p - position) * g.out_w + channel)
                     z = load(runs, run + 3) + (p - position) * g.residual_w + channel * g.residual_c
-                    finish_lines(
-                        n, channels, shift(sums, (p - first) * COLUMNS), COLUMNS, EACH if g.bias else NONE, added,
-                        g.residual, shift(residual, z), g.residual_w, g.residual_c, g.activation, y, g.out_w, 1,
-                    )  # fmt: skip
+                    sum_rows = shift(sums, (p - first) * COLUMNS)
+                    finish_positions(table, sum_rows, n, channels, added, shift(residual, z), y)
                     if position + length > first + ROWS:
                         break
                     run += 4
@@ -355,11 +391,7 @@ def forward_share(t, threads, table, kind):
             for run in range(0, 4 * run_count, 4):
                 y = shift(out, load(runs, run + 2) + channel * g.out_c)
                 z = shift(residual, load(runs, run + 3) + channel * g.residual_c)
-                finish_lines(
-                    channels, load(runs, run + 1), shift(turned, load(runs, run)), g.positions,
-                    LINE if g.bias else NONE, added, g.residual, z, g.residual_c, g.residual_w, g.activation, y,
-                    g.out_c, g.out_w,
-                )  # fmt: skip
+                finish_channels(table, shift(turned, load(runs, run)), load(runs, run + 1), channels, added, z, y)
     if FORM == "amx":
         end_tiles()
 

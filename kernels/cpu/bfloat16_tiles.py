@@ -207,18 +207,38 @@ def _first(b: ir.IRBuilder, n: ir.Value) -> ir.Value:
     return b.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), v)
 
 
-def _load(b: ir.IRBuilder, vector: ir.VectorType, pointer: ir.Value, mask: ir.Value) -> ir.Value:
-    """The masked lanes of 16 numbers, the others zero."""
+def _load(b: ir.IRBuilder, vector: ir.VectorType, pointer: ir.Value, mask: ir.Value | None) -> ir.Value:
+    """16 numbers, or the masked ones and zeros."""
     letter, size = ("f", 4) if vector == FLOATS else ("i", 2)
     where, align = b.bitcast(pointer, vector.as_pointer()), ir.Constant(I32, size)
+    if mask is None:
+        return b.load(where, align=size)
     none = ir.Constant(vector, [0] * LANES)
     return _call(b, f"llvm.masked.load.v16{letter}{8 * size}.p0", vector, where, align, mask, none)
 
 
-def _store(b: ir.IRBuilder, value: ir.Value, pointer: ir.Value, mask: ir.Value) -> None:
+def _store(b: ir.IRBuilder, value: ir.Value, pointer: ir.Value, mask: ir.Value | None) -> None:
     letter, size = ("f", 4) if value.type == FLOATS else ("i", 2)
     where, align = b.bitcast(pointer, value.type.as_pointer()), ir.Constant(I32, size)
-    _call(b, f"llvm.masked.store.v16{letter}{8 * size}.p0", ir.VoidType(), value, where, align, mask)
+    if mask is None:
+        b.store(value, where, align=size)
+    else:
+        _call(b, f"llvm.masked.store.v16{letter}{8 * size}.p0", ir.VoidType(), value, where, align, mask)
+
+
+def _either(b: ir.IRBuilder, whole: ir.Value, emit: Any) -> list[ir.Value]:
+    """What ``emit(True)`` returns where ``whole`` holds, else what ``emit(False)`` does: masks cost an instruction of
+    the shuffles' port each."""
+    with b.if_else(whole) as (then, otherwise):
+        with then:
+            first, first_block = emit(True), b.block
+        with otherwise:
+            second, second_block = emit(False), b.block
+    joined = [b.phi(value.type) for value in first]
+    for phi, one, other in zip(joined, first, second, strict=True):
+        phi.add_incoming(one, first_block)
+        phi.add_incoming(other, second_block)
+    return joined
 
 
 @intrinsic
@@ -228,10 +248,15 @@ def pack_pixel(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         source, target, n = args
         vector = FLOATS if sig.args[0].dtype == types.float32 else SHORTS
-        halves = []
-        for first in (0, LANES):
-            mask = _first(builder, builder.sub(n, const(first)))
-            halves.append(_load(builder, vector, builder.gep(source, [const(first)]), mask))
+
+        def load(whole: bool) -> list[ir.Value]:
+            halves = []
+            for first in (0, LANES):
+                mask = None if whole else _first(builder, builder.sub(n, const(first)))
+                halves.append(_load(builder, vector, builder.gep(source, [const(first)]), mask))
+            return halves
+
+        halves = _either(builder, builder.icmp_signed(">=", n, const(CHUNK)), load)
         if vector == FLOATS:
             store_parts(Vectors(builder, sig.args[0]), halves, target)
         else:
@@ -268,25 +293,25 @@ def transpose_pixels(
         is_float = sig.args[0].dtype == types.float32
         v = Vectors(builder, _FLOAT)
 
-        def row(c: int) -> ir.Value:
-            mask = builder.select(builder.icmp_signed("<", const(c), channels), wanted, none)
+        def row(c: int, whole: bool) -> ir.Value:
+            mask = None if whole else builder.select(builder.icmp_signed("<", const(c), channels), wanted, none)
             where = builder.gep(source, [builder.mul(channel_step, const(c))])
             return _load(builder, FLOATS if is_float else SHORTS, where, mask)
 
-        def write(rows: list[ir.Value], first: int) -> None:
-            for j, value in enumerate(v.transposed(rows)):
-                where = builder.gep(target, [const(CHUNK * j + first)])
-                builder.store(value, builder.bitcast(where, FLOATS.as_pointer()), align=2)
+        def pair(c: int, whole: bool) -> ir.Value:
+            lower, upper = (builder.zext(row(n, whole), INTS) for n in (c, c + 1))
+            return builder.bitcast(builder.or_(lower, builder.shl(upper, SIXTEEN)), FLOATS)
 
-        if is_float:
-            for first in (0, LANES):
-                write([row(first + c) for c in range(LANES)], first)
-        else:  # two channels are one number of 32 bits
-            pairs = []
-            for c in range(0, CHUNK, 2):
-                lower, upper = (builder.zext(row(n), INTS) for n in (c, c + 1))
-                pairs.append(builder.bitcast(builder.or_(lower, builder.shl(upper, SIXTEEN)), FLOATS))
-            write(pairs, 0)
+        def write(whole: bool) -> list[ir.Value]:
+            for first in (0, LANES) if is_float else (0,):  # two bfloat16 channels are one number of 32 bits
+                rows = [row(first + i, whole) if is_float else pair(2 * i, whole) for i in range(LANES)]
+                for j, value in enumerate(v.transposed(rows)):
+                    where = builder.gep(target, [const(CHUNK * j + first)])
+                    builder.store(value, builder.bitcast(where, FLOATS.as_pointer()), align=2)
+            return []
+
+        whole = [builder.icmp_signed(">=", n, const(least)) for n, least in ((channels, CHUNK), (positions, LANES))]
+        _either(builder, builder.and_(*whole), write)
         return context.get_dummy_value()
 
     i64 = types.int64
@@ -300,14 +325,18 @@ SINGLES = Vector(types.float32, LANES)
 
 @intrinsic
 def load_numbers(typingctx: Any, source: Any, offset: Any, n: Any) -> Any:
-    """The n numbers from ``source[offset]``, at most 16, as float32; zeros behind them."""
+    """The first n of 16 numbers from ``source[offset]`` on, as float32; zeros behind them."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        where, mask = builder.gep(args[0], [args[1]]), _first(builder, args[2])
-        if sig.args[0].dtype == types.float32:
-            return _load(builder, FLOATS, where, mask)
-        bits = builder.zext(_load(builder, SHORTS, where, mask), INTS)
-        return builder.bitcast(builder.shl(bits, SIXTEEN), FLOATS)
+        where, vector = builder.gep(args[0], [args[1]]), FLOATS if sig.args[0].dtype == types.float32 else SHORTS
+
+        def load(whole: bool) -> list[ir.Value]:
+            return [_load(builder, vector, where, None if whole else _first(builder, args[2]))]
+
+        (value,) = _either(builder, builder.icmp_signed(">=", args[2], const(LANES)), load)
+        if vector == FLOATS:
+            return value
+        return builder.bitcast(builder.shl(builder.zext(value, INTS), SIXTEEN), FLOATS)
 
     return SINGLES(source, types.int64, types.int64), codegen
 
@@ -320,7 +349,12 @@ def store_numbers(typingctx: Any, target: Any, offset: Any, value: Any, n: Any) 
         target, offset, value, n = args
         if sig.args[0].dtype != types.float32:
             value = builder.bitcast(builder.fptrunc(value, BFLOATS), SHORTS)
-        _store(builder, value, builder.gep(target, [offset]), _first(builder, n))
+
+        def store(whole: bool) -> list[ir.Value]:
+            _store(builder, value, builder.gep(target, [offset]), None if whole else _first(builder, n))
+            return []
+
+        _either(builder, builder.icmp_signed(">=", n, const(LANES)), store)
         return context.get_dummy_value()
 
     return types.void(target, types.int64, value, types.int64), codegen
