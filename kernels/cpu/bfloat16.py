@@ -16,6 +16,7 @@ products walk through them: slab [tile][chunk][position][part][32].
 
 Loses to the float32 kernels where 32 input channels are mostly padding.
 """
+
 from __future__ import annotations
 
 from functools import lru_cache

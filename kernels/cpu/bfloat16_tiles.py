@@ -169,8 +169,8 @@ def _multiply_by_dots(
         rows = [b.gep(left, [const((first + i) * CHUNK)]) for i in range(_DOT_ROWS)]
 
         def pair(p: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
-            shorts, sums = b.mul(p, const(2)), []
-            columns = []
+            shorts, columns = b.mul(p, const(2)), []
+            sums: list[ir.Value] = []
             for k in range(2):
                 where = b.gep(right, [b.add(b.mul(p, const(2 * LANES)), const(k * SIDE * CHUNK))])
                 columns.append(b.bitcast(b.load(b.bitcast(where, INTS.as_pointer()), align=4), PAIRS))
@@ -281,9 +281,7 @@ def pack_pairs(typingctx: Any, kind: Any, lower: Any, upper: Any, target: Any) -
 
 
 @intrinsic
-def transpose_pixels(
-    typingctx: Any, source: Any, channel_step: Any, target: Any, channels: Any, positions: Any
-) -> Any:
+def transpose_pixels(typingctx: Any, source: Any, channel_step: Any, target: Any, channels: Any, positions: Any) -> Any:
     """``target[32 j + c] = source[c * channel_step + j]`` for 16 positions j of 32 channels c; what is not below
     ``channels`` or ``positions`` is not read, and zero."""
 
