@@ -40,23 +40,28 @@ ORDER = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0))  # parts of A and of B 
 SHORTS = types.CPointer(types.int16)
 
 
+def emit_split(v: Vectors, lower: ir.Value, upper: ir.Value, target: ir.Value) -> None:
+    """The code of :func:`split`."""
+    b = v.b
+    high, half, sixteen = (ir.Constant(v.ints, [n] * v.lanes) for n in (0xFFFF0000, 0x8000, 16))
+    rest = [v.load(p, const(0)) for p in (lower, upper)]
+    for part in range(PARTS):
+        taken = [b.bitcast(x, v.ints) for x in rest]
+        if part == 1:  # rounded, where adding cannot overflow
+            taken = [b.add(x, half) for x in taken]
+        if part < 2:  # of the last the lower half is zero
+            taken = [b.and_(x, high) for x in taken]
+            rest = [b.fsub(x, b.bitcast(y, v.vector)) for x, y in zip(rest, taken, strict=True)]
+        row = b.or_(b.lshr(taken[0], sixteen), taken[1])
+        b.store(row, b.bitcast(b.gep(target, [const(part * CHUNK)]), v.ints.as_pointer()), align=2)
+
+
 @intrinsic
 def split(typingctx: Any, lower: Any, upper: Any, target: Any) -> Any:
     """One row: 16 float32 numbers at ``lower`` and 16 at ``upper`` as ``target[:96]``, three parts of pairs."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        b, v = builder, Vectors(builder, sig.args[0])
-        high, half, sixteen = (ir.Constant(v.ints, [n] * v.lanes) for n in (0xFFFF0000, 0x8000, 16))
-        rest = [v.load(p, const(0)) for p in args[:2]]
-        for part in range(PARTS):
-            taken = [b.bitcast(x, v.ints) for x in rest]
-            if part == 1:  # rounded, where adding cannot overflow
-                taken = [b.add(x, half) for x in taken]
-            if part < 2:  # of the last the lower half is zero
-                taken = [b.and_(x, high) for x in taken]
-                rest = [b.fsub(x, b.bitcast(y, v.vector)) for x, y in zip(rest, taken, strict=True)]
-            row = b.or_(b.lshr(taken[0], sixteen), taken[1])
-            b.store(row, b.bitcast(b.gep(args[2], [const(part * CHUNK)]), v.ints.as_pointer()), align=2)
+        emit_split(Vectors(builder, sig.args[0]), *args)
         return context.get_dummy_value()
 
     return types.void(lower, lower, SHORTS), codegen

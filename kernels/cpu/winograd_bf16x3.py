@@ -1,0 +1,194 @@
+"""Winograd convolution in float32 whose products are bf16x3's, by AMX: see ``winograd`` for all but the products.
+
+    item: a block of tiles, a group, a part of its output channels
+        transform the input                                                     x -> V[ξ], float32
+        for ``k_group`` columns of 16 output channels at a time: all, unless M would be too large
+            for each ξ
+                for each column: M[ξ][k][tile] = sum over c of V[ξ][tile][c] U[ξ][c][k]
+                meanwhile split the next V[ξ]                                   V[ξ + 1] -> A
+            transform the output                                                M[ξ] -> out
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
+
+from ..winograd_matrices import VARIANTS, Variant
+from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
+from .arrays import KIND, Workspace, address, aligned_empty
+from .bf16x3 import BLOCK, CHUNK, ROW, SIDE, split
+from .bf16x3_panels import QUEUE, UPPER, enqueue, finish_queue, multiply_column
+from .blocking import Correlation
+from .bound import Bound
+from .compile import jit
+from .gemm import zero
+from .phases import EntryPoints, entry_points
+from .simd import load, pointer, shift, store, unpack
+from .winograd import transform_block, write_block
+from .winograd_bf16x3_blocking import COMPUTED, plan
+from .winograd_layout import FIELDS, Layout, fixed
+from .winograd_transforms import compiled, transform, weight_tiles
+from .winograd_weights import THREAD_ELEMENTS, Taps, gather_taps, strides
+
+
+@jit(inline=True)
+def multiply(g, kind, v, m, queue, a, tiles, group, k, k_end):
+    """M of so many tiles for the columns ``k`` to ``k_end``; each ξ of V is split while the one before it multiplies."""
+    short = np.int16(0)
+    blocks, chunks = -(-tiles // SIDE), -(-g.depth // CHUNK)
+    units = blocks * chunks
+    for unit in range(units):
+        store(queue, QUEUE + unit, (2 * (unit // blocks) * g.v_block) + unit % blocks * SIDE * SIDE)
+    store(queue, UPPER, g.v_block)
+    enqueue(queue, units, v, a)
+    finish_queue(queue, kind)
+    panels = pointer(g.weights, short)
+    for xi in range(g.products):
+        here, there = a + xi % 2 * units * BLOCK * 2, a + (xi + 1) % 2 * units * BLOCK * 2
+        enqueue(queue, units if xi + 1 < g.products else 0, v + (xi + 1) * g.v_xi * g.itemsize, there)
+        for kb in range(k, k_end):
+            b = shift(panels, ((group * g.products + xi) * g.k_blocks + kb) * chunks * BLOCK)
+            c = pointer(m + (xi * g.m_xi + (kb - k) * g.m_block) * g.itemsize, kind)
+            multiply_column(blocks, chunks, pointer(here, short), b, c, queue)
+        finish_queue(queue, kind)
+
+
+@jit
+def forward_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads`` of a correlation."""
+    g = Layout(*unpack(table, FIELDS))
+    size = g.itemsize
+    slab = g.scratch + t * g.thread_bytes
+    v = slab + g.slab_bytes
+    m = v + g.v_bytes
+    rows = m + g.m_bytes
+    turned = rows + g.rows_bytes
+    vectors = turned + g.turned_bytes
+    tiles = vectors + g.vectors_bytes
+    queue = tiles + (64 + 4 * g.tile_h) * 8
+    a = tiles + g.integers_bytes
+    runs, chunks = pointer(tiles + 64 * 8, table), -(-g.depth // CHUNK)
+    total = g.batch * g.tile_rows * g.cell_columns
+    units = -(-total // g.unit)
+    if chunks * CHUNK - g.depth >= SIDE:  # a vector of channels that is not there
+        for xi in range(g.products):
+            zero(pointer(v + (xi * g.v_xi + (2 * chunks - 1) * g.v_block) * size, kind), g.v_block)
+    items = g.blocks * g.groups * g.k_parts
+    begin_tiles(g.configuration)
+    for item in range(items * t // threads, items * (t + 1) // threads):
+        rest, part = item // g.k_parts, item % g.k_parts
+        block, group = rest // g.groups, rest % g.groups
+        start, end = units * block // g.blocks * g.unit, min(total, units * (block + 1) // g.blocks * g.unit)
+        count = transform_block(g, kind, table, tiles, slab, v, start, end, group)
+        k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
+        for k in range(k_first, k_last, g.k_group):
+            k_end = min(k_last, k + g.k_group)
+            multiply(g, kind, v, m, pointer(queue, table), a, count, group, k, k_end)
+            for kb in range(k, k_end):
+                source, channels = m + (kb - k) * g.m_block * size, min(SIDE, g.group_outputs - kb * SIDE)
+                first = group * g.group_outputs + kb * SIDE
+                write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first, channels)
+    end_tiles()
+
+
+class Weights(NamedTuple):
+    """What the packing of weights is told."""
+
+    w: int
+    groups: int
+    outputs: int  # of a group
+    inputs: int
+    taps: int
+    w_g: int  # from here on as in Taps
+    w_k: int
+    w_c: int
+    w_r: int
+    w_s: int
+    columns: int
+    tap_step: int
+    together: int
+    packed: int
+    gathered: int  # thread t's begins at gathered + t * gathered_bytes
+    gathered_bytes: int
+    products: int
+    k_blocks: int
+    transform: int  # address of code
+
+
+_WEIGHT_FIELDS = len(Weights._fields)
+
+
+@jit
+def pack_range(t, threads, table, chunk, kind):
+    """Share ``t`` of packing the weights: U of 32 input and 16 output channels at a time in float32, then split."""
+    g = Weights(*unpack(table, _WEIGHT_FIELDS))
+    chunks, short = -(-g.inputs // CHUNK), np.int16(0)
+    gathered = g.gathered + t * g.gathered_bytes
+    tiles = gathered + CHUNK * g.taps * SIDE * 4
+    u, u_xi = tiles + 32 * 8, (CHUNK + 1) * SIDE  # a line more than a power of two
+    a, packed = pointer(tiles, table), pointer(g.packed, short)
+    store(a, 1, gathered)
+    store(a, 2, g.taps * SIDE)
+    store(a, 4, u)
+    store(a, 5, SIDE)
+    store(a, 6, u_xi)
+    items = g.groups * g.k_blocks * chunks
+    for item in range(items * t // threads, items * (t + 1) // threads):
+        column, j = item // chunks, item % chunks
+        group, kb = column // g.k_blocks, column % g.k_blocks
+        outputs, channels = min(SIDE, g.outputs - kb * SIDE), min(CHUNK, g.inputs - j * CHUNK)
+        source = shift(pointer(g.w, kind), group * g.w_g + kb * SIDE * g.w_k + j * CHUNK * g.w_c)
+        gather_taps(g, g.taps, SIDE, source, pointer(gathered, kind), outputs, channels)
+        store(a, 0, channels)
+        transform(g.transform, tiles, kind)
+        for xi in range(g.products):
+            rows = pointer(u + xi * u_xi * 4, kind)
+            zero(shift(rows, channels * SIDE), (CHUNK - channels) * SIDE)
+            target = shift(packed, (((group * g.products + xi) * g.k_blocks + kb) * chunks + j) * BLOCK)
+            for p in range(SIDE):
+                split(shift(rows, p * SIDE), shift(rows, (p + SIDE) * SIDE), shift(target, p * ROW))
+
+
+@lru_cache(maxsize=256)
+def _bind(
+    f: Variant, shape: tuple[int, ...], taps: Taps, gathered_bytes: int, k_blocks: int, threads: int
+) -> Bound:
+    """The packing of weights of this shape and with these strides."""
+    dtype = np.dtype(np.float32)
+    code = compiled(weight_tiles, dtype, VARIANTS.index(f))
+    fields = Weights(0, *shape[:3], f.taps, *taps, 0, 0, gathered_bytes, f.products, k_blocks, code)
+    places = tuple(Weights._fields.index(name) for name in ("w", "packed", "gathered"))
+    return Bound(pack_range, KIND[dtype], threads, fields, places)
+
+
+def _pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
+    """Weights (groups, K/groups, C/groups, 1, R, S) transformed and split, in the workspace or an array of their own."""
+    p, short, held = plan(f, c, c.useful_threads(threads)), np.dtype(np.int16), np.dtype(np.uint8)
+    threads = max(1, min(threads, w.size // THREAD_ELEMENTS))
+    nbytes = threads * p.gathered_bytes
+    packed = scratch.take(p.packed, short) if scratch else aligned_empty(p.packed, short)
+    gathered = scratch.take(nbytes, held) if scratch else aligned_empty(nbytes, held)
+    if packed.size:
+        bound = _bind(f, w.shape, strides(w), p.gathered_bytes, p.k_blocks, threads)
+        bound(address(w), address(packed), address(gathered))
+    return packed
+
+
+@lru_cache(maxsize=256)
+def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    return fixed(f, c, itemsize, plan(f, c, threads), configuration=address(CONFIGURATION))
+
+
+def unavailable() -> str | None:
+    """Why this CPU cannot, or None."""
+    return None if AMX else "the CPU multiplies no bfloat16 tiles (AMX), or Linux does not let it"
+
+
+def _variant(f: Variant) -> EntryPoints:
+    return entry_points(partial(_pack, f), forward_range, partial(_prepare, f))
+
+
+f2x2_3x3, f3x3_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5 = map(_variant, COMPUTED)
