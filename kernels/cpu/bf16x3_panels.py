@@ -29,25 +29,30 @@ from .compile import jit
 from .simd import INDEX, Vectors, close_phis, const, keep_whole, load, open_phis, shift, store
 
 HEIGHT = 4  # blocks of A multiplied at once: with one of A and three of B these are all tile registers
-QUEUE = 5  # fields before the offsets
-DONE, COUNT, SOURCE, TARGET, UPPER = range(QUEUE)
+UNIT = 4  # rows of a unit of the queue
+QUEUE = 7
+DONE, COUNT, SOURCE, TARGET, UPPER, EACH, JUMP = range(QUEUE)
+DEPTH = 2  # chunks of a pass
 ROW_BYTES, BLOCK_BYTES, LINE = 2 * ROW, 2 * BLOCK, 64
-AHEAD = 4 * BLOCK_BYTES  # of B, asked for from L3
+import os
+PRE = int(os.environ.get("PRE", "1"))
+AHEAD = int(os.environ.get("AHEAD", "4")) * BLOCK_BYTES
 
 
 def _field(b: ir.IRBuilder, queue: ir.Value, place: int) -> ir.Value:
     return b.load(b.gep(queue, [const(place)]))
 
 
-def _split_block(b: ir.IRBuilder, v: Vectors, queue: ir.Value, unit: ir.Value, element: ir.Type) -> None:
-    """Split block ``unit`` of the queue."""
-    source = b.inttoptr(_field(b, queue, SOURCE), element.as_pointer())
+def _split_rows(b: ir.IRBuilder, v: Vectors, queue: ir.Value, unit: ir.Value) -> None:
+    """Split unit ``unit`` of the queue."""
+    source = b.inttoptr(_field(b, queue, SOURCE), v.element.as_pointer())
     target = b.inttoptr(_field(b, queue, TARGET), ir.IntType(16).as_pointer())
-    offset = b.load(b.gep(queue, [b.add(unit, const(QUEUE))]))
-    lower = b.gep(source, [offset])
+    second = b.icmp_signed(">=", unit, _field(b, queue, EACH))
+    offset = b.select(second, _field(b, queue, JUMP), const(0))
+    lower = b.gep(source, [b.add(offset, b.mul(unit, const(UNIT * SIDE)))])
     upper = b.gep(lower, [_field(b, queue, UPPER)])
-    target = b.gep(target, [b.mul(unit, const(BLOCK))])
-    for row in range(SIDE):
+    target = b.gep(target, [b.mul(unit, const(UNIT * ROW))])
+    for row in range(UNIT):
         places = (b.gep(p, [const(row * SIDE)]) for p in (lower, upper))
         emit_split(v, *places, b.gep(target, [const(row * ROW)]))
 
@@ -56,16 +61,21 @@ def _make_panel(height: int) -> Any:
     """An intrinsic ``(chunks, a, a_chunk, b, c, queue)``: ``height`` blocks of A by a panel of B."""
 
     @intrinsic
-    def panel(typingctx: Any, chunks: Any, a: Any, a_chunk: Any, b: Any, c: Any, queue: Any) -> Any:
+    def panel(typingctx: Any, chunks: Any, a: Any, a_chunk: Any, b: Any, c: Any, more: Any, queue: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            chunks, a, a_chunk, b, c, queue = args
+            chunks, a, a_chunk, b, c, more, queue = args
             v = Vectors(builder, sig.args[4])
 
             def at(pointer: ir.Value, offset: int) -> ir.Value:
                 return builder.gep(builder.bitcast(pointer, I8.as_pointer()), [const(offset)])
 
-            for i in range(height):
-                emit(builder, "tilezero", i)
+            with builder.if_else(builder.icmp_signed("==", more, const(0))) as (alone, added):
+                with alone:
+                    for i in range(height):
+                        emit(builder, "tilezero", i)
+                with added:
+                    for i in range(height):
+                        emit(builder, "tileloadd64", i, at(c, i * SIDE * LINE), const(LINE))
             begun, count = _field(builder, queue, DONE), _field(builder, queue, COUNT)
             entry = builder.block
             step, end = (builder.append_basic_block(name) for name in ("step", "end"))
@@ -82,15 +92,16 @@ def _make_panel(height: int) -> Any:
                     for mine, other in ORDER:
                         if mine == part:
                             emit(builder, "tdpbf16ps", i, height, height + 1 + other)
-            for line in range(0, BLOCK_BYTES, LINE):
-                v.prefetch(at(right, AHEAD + line), write=False, level=2)
-            before = builder.block
-            with builder.if_then(builder.icmp_signed("<", unit, count)):
-                _split_block(builder, v, queue, unit, v.element)
-                after, inside = builder.add(unit, const(1)), builder.block
-            following = builder.phi(I64)
-            following.add_incoming(unit, before)
-            following.add_incoming(after, inside)
+                for line in () if not PRE else range(i, BLOCK_BYTES // LINE, height):
+                    v.prefetch(at(right, AHEAD + LINE * line), write=False, level=2)
+                before = builder.block
+                with builder.if_then(builder.icmp_signed("<", unit, count)):
+                    _split_rows(builder, v, queue, unit)
+                    after, inside = builder.add(unit, const(1)), builder.block
+                following = builder.phi(I64)
+                following.add_incoming(unit, before)
+                following.add_incoming(after, inside)
+                unit = following
             j = builder.add(j, const(1))
             advanced = [j, builder.gep(left, [a_chunk]), builder.gep(right, [const(BLOCK)]), following]
             close_phis(phis, advanced, builder.block)
@@ -103,7 +114,7 @@ def _make_panel(height: int) -> Any:
             return context.get_dummy_value()
 
         floats = types.CPointer(types.float32)
-        return types.void(types.int64, SHORTS, types.int64, SHORTS, floats, INDEX), codegen
+        return types.void(types.int64, SHORTS, types.int64, SHORTS, floats, types.int64, INDEX), codegen
 
     return panel
 
@@ -113,23 +124,27 @@ _panel_1, _panel_2, _panel_3, _panel_4 = (_make_panel(n) for n in range(1, HEIGH
 
 @intrinsic
 def _split_queued(typingctx: Any, queue: Any, unit: Any, like: Any) -> Any:
-    """Split block ``unit`` of the queue; ``like`` is a float32."""
+    """Split unit ``unit`` of the queue; ``like`` is a float32."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         v = Vectors(builder, types.CPointer(sig.args[2]))
-        _split_block(builder, v, args[0], args[1], v.element)
+        _split_rows(builder, v, args[0], args[1])
         return context.get_dummy_value()
 
     return types.void(INDEX, types.int64, like), codegen
 
 
 @jit(inline=True)
-def enqueue(queue, count, source, target):
-    """Let the next products split ``count`` blocks from one address to another."""
+def enqueue(queue, chunks, height, source, v_block, target):
+    """Let the next products split so many blocks of 16 rows of so many chunks, at most DEPTH."""
+    each = height * (SIDE // UNIT)
     store(queue, DONE, 0)
-    store(queue, COUNT, count)
+    store(queue, COUNT, chunks * each)
     store(queue, SOURCE, source)
     store(queue, TARGET, target)
+    store(queue, UPPER, v_block)
+    store(queue, EACH, each)
+    store(queue, JUMP, 2 * v_block - each * UNIT * SIDE)
 
 
 @jit(inline=True)
@@ -142,21 +157,17 @@ def finish_queue(queue, kind):
 
 
 @jit(inline=True)
-def multiply_column(blocks, chunks, a, b, c, queue):
-    """C of ``blocks`` blocks of A by one panel."""
+def multiply_columns(height, chunks, a, b, columns, c, c_block, more, queue):
+    """C of ``height`` blocks of A for so many panels."""
     keep_whole()
-    step = blocks * BLOCK
-    i = 0
-    while i < blocks:
-        left = blocks - i
-        height = -(-left // -(-left // HEIGHT))  # as equal as can be
-        r, to = shift(a, i * BLOCK), shift(c, i * SIDE * SIDE)
+    step = height * BLOCK
+    for k in range(columns):
+        panel, to = shift(b, k * chunks * BLOCK), shift(c, k * c_block)
         if height == 4:
-            _panel_4(chunks, r, step, b, to, queue)
+            _panel_4(chunks, a, step, panel, to, more, queue)
         elif height == 3:
-            _panel_3(chunks, r, step, b, to, queue)
+            _panel_3(chunks, a, step, panel, to, more, queue)
         elif height == 2:
-            _panel_2(chunks, r, step, b, to, queue)
+            _panel_2(chunks, a, step, panel, to, more, queue)
         else:
-            _panel_1(chunks, r, step, b, to, queue)
-        i += height
+            _panel_1(chunks, a, step, panel, to, more, queue)

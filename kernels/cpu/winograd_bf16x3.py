@@ -20,7 +20,7 @@ from ..winograd_matrices import VARIANTS, Variant
 from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
 from .arrays import KIND, Workspace, address, aligned_empty
 from .bf16x3 import BLOCK, CHUNK, ROW, SIDE, split
-from .bf16x3_panels import QUEUE, UPPER, enqueue, finish_queue, multiply_column
+from .bf16x3_panels import DEPTH, HEIGHT, enqueue, finish_queue, multiply_columns
 from .blocking import Correlation
 from .bound import Bound
 from .compile import jit
@@ -35,25 +35,36 @@ from .winograd_weights import THREAD_ELEMENTS, Taps, gather_taps, strides
 
 
 @jit(inline=True)
+def enqueue_step(g, queue, v, a, step, blocks, chunks):
+    """Let step ``step`` of :func:`multiply` be split: some chunks of some tiles of one ξ."""
+    panels, passes = -(-blocks // HEIGHT), -(-chunks // DEPTH)
+    panel, chunk, xi = step % panels, step // panels % passes * DEPTH, step // (panels * passes)
+    first = blocks * panel // panels
+    height, depth = blocks * (panel + 1) // panels - first, min(DEPTH, chunks - chunk)
+    source = v + (xi * g.v_xi + 2 * chunk * g.v_block + first * SIDE * SIDE) * g.itemsize
+    enqueue(queue, depth, height, source, g.v_block, a + (step % 2 if PING else 0) * A_BYTES)
+    return xi, chunk, depth, first, height
+
+
+@jit(inline=True)
 def multiply(g, kind, v, m, queue, a, tiles, group, k, k_end):
-    """M of so many tiles for the columns ``k`` to ``k_end``; each ξ of V is split while the one before it multiplies."""
+    """M of so many tiles for the columns ``k`` to ``k_end``."""
     short = np.int16(0)
     blocks, chunks = -(-tiles // SIDE), -(-g.depth // CHUNK)
-    units = blocks * chunks
-    for unit in range(units):
-        store(queue, QUEUE + unit, (2 * (unit // blocks) * g.v_block) + unit % blocks * SIDE * SIDE)
-    store(queue, UPPER, g.v_block)
-    enqueue(queue, units, v, a)
-    finish_queue(queue, kind)
-    panels = pointer(g.weights, short)
-    for xi in range(g.products):
-        here, there = a + xi % 2 * units * BLOCK * 2, a + (xi + 1) % 2 * units * BLOCK * 2
-        enqueue(queue, units if xi + 1 < g.products else 0, v + (xi + 1) * g.v_xi * g.itemsize, there)
-        for kb in range(k, k_end):
-            b = shift(panels, ((group * g.products + xi) * g.k_blocks + kb) * chunks * BLOCK)
-            c = pointer(m + (xi * g.m_xi + (kb - k) * g.m_block) * g.itemsize, kind)
-            multiply_column(blocks, chunks, pointer(here, short), b, c, queue)
+    weights = pointer(g.weights, short)
+    steps = g.products * -(-blocks // HEIGHT) * -(-chunks // DEPTH)
+    now = enqueue_step(g, queue, v, a, 0, blocks, chunks)
+    for step in range(steps):
         finish_queue(queue, kind)
+        xi, chunk, depth, first, height = now
+        if PING and step + 1 < steps:
+            now = enqueue_step(g, queue, v, a, step + 1, blocks, chunks)
+        panel = ((group * g.products + xi) * chunks + chunk) * g.k_blocks + k * depth
+        c = pointer(m + (xi * g.m_xi + first * SIDE * SIDE) * g.itemsize, kind)
+        here = pointer(a + (step % 2 if PING else 0) * A_BYTES, short)
+        multiply_columns(height, depth, here, shift(weights, panel * BLOCK), k_end - k, c, g.m_block, chunk, queue)
+        if not PING and step + 1 < steps:
+            now = enqueue_step(g, queue, v, a, step + 1, blocks, chunks)
 
 
 @jit
@@ -92,6 +103,11 @@ def forward_range(t, threads, table, chunk, kind):
                 first = group * g.group_outputs + kb * SIDE
                 write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first, channels)
     end_tiles()
+
+
+import os
+PING = int(os.environ.get('PING', '1'))
+A_BYTES = DEPTH * HEIGHT * BLOCK * 2
 
 
 class Weights(NamedTuple):
@@ -139,6 +155,8 @@ def pack_range(t, threads, table, chunk, kind):
     for item in range(items * t // threads, items * (t + 1) // threads):
         column, j = item // chunks, item % chunks
         group, kb = column // g.k_blocks, column % g.k_blocks
+        chunk = j // DEPTH * DEPTH
+        depth = min(DEPTH, chunks - chunk)
         outputs, channels = min(SIDE, g.outputs - kb * SIDE), min(CHUNK, g.inputs - j * CHUNK)
         source = shift(pointer(g.w, kind), group * g.w_g + kb * SIDE * g.w_k + j * CHUNK * g.w_c)
         gather_taps(g, g.taps, SIDE, source, pointer(gathered, kind), outputs, channels)
@@ -147,7 +165,8 @@ def pack_range(t, threads, table, chunk, kind):
         for xi in range(g.products):
             rows = pointer(u + xi * u_xi * 4, kind)
             zero(shift(rows, channels * SIDE), (CHUNK - channels) * SIDE)
-            target = shift(packed, (((group * g.products + xi) * g.k_blocks + kb) * chunks + j) * BLOCK)
+            panel = ((group * g.products + xi) * chunks + chunk) * g.k_blocks + kb * depth + j - chunk
+            target = shift(packed, panel * BLOCK)
             for p in range(SIDE):
                 split(shift(rows, p * SIDE), shift(rows, (p + SIDE) * SIDE), shift(target, p * ROW))
 

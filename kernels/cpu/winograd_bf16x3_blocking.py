@@ -25,6 +25,7 @@ from .winograd_blocking import M_BYTES, V_BYTES, Plan, grid
 CHUNK = 32  # channels that a step sums over
 SIDE = 16  # tiles and output channels of a register
 BLOCK = SIDE * 3 * CHUNK  # 16-bit elements of 16 split rows
+A_BYTES = 2 * 4 * BLOCK * 2  # of 64 tiles and 64 channels
 QUEUE = 8  # numbers before the offsets of ``bf16x3_panels``' queue
 TILES = int(os.environ.get("WT", "64"))  # of a block
 
@@ -74,8 +75,8 @@ def plan(f: Variant, c: Correlation, threads: int) -> Plan:
             aligned(positions * 4),
             aligned(turned * 4),
             aligned(4 * SIDE * 4),
-            aligned((64 + 4 * f.rows[0] + QUEUE + rows // SIDE * chunks) * 8),
-            2 * rows * chunks * (BLOCK // SIDE) * 2,
+            aligned((64 + 4 * f.rows[0] + QUEUE) * 8),
+            2 * A_BYTES,
         ),
         c.groups * f.products * k_blocks * chunks * BLOCK,
         aligned(CHUNK * f.taps * SIDE * 4 + 32 * 8) + f.products * (CHUNK * SIDE + SIDE) * 4,
