@@ -46,6 +46,25 @@ def sum_typical(problem: Problem) -> float:
     return 0.5 * compute * math.sqrt(problem.reduction + 2) + 0.6 * store
 
 
+BF16X3_LOST = 2.0**-23.9
+"""Of |w x|: what the three smallest of nine bfloat16 products would add; see ``kernels/cpu/bf16x3.py``."""
+
+
+def emulated_bound(problem: Problem) -> float:
+    """A sum of n float32 products, each computed as six of bfloat16 numbers that are summed in float32.
+
+    Larger than :func:`sum_bound` in theory only: AMX sums 16 products before it adds them to the others, so that fewer
+    roundings follow one another; but sums of short depth, padded to whole chunks, may see more than n.
+    """
+    n = problem.reduction + 2
+    return gamma(6 * n, UNIT_ROUNDOFF["float32"]) * (1 + 2.0**-6) + BF16X3_LOST
+
+
+def emulated_typical(problem: Problem) -> float:
+    """Root mean square error relative to |w| ⊛ |x|: no more than a sum of float32 products has."""
+    return sum_typical(problem) + BF16X3_LOST / 8
+
+
 def float64_bound(problem: Problem) -> float:
     """The reference: float64 sums, rounded once to the problem's dtype."""
     return gamma(problem.reduction + 2, UNIT_ROUNDOFF["float64"]) + UNIT_ROUNDOFF[problem.dtype]
@@ -61,6 +80,16 @@ def winograd_bound(variant: Variant, problem: Problem) -> float:
     direct's bound it is then the amplification, for any number of channels.
     """
     return variant.amplification * gamma(problem.reduction + variant.depth, UNIT_ROUNDOFF[problem.dtype])
+
+
+def winograd_emulated_bound(variant: Variant, problem: Problem) -> float:
+    """:func:`winograd_bound` with each product of transformed numbers computed as in :func:`emulated_bound`."""
+    return winograd_bound(variant, problem) + variant.amplification * BF16X3_LOST
+
+
+def winograd_emulated_typical(variant: Variant, problem: Problem) -> float:
+    """:func:`winograd_typical`: what is left out of a product is less than a rounding, and of either sign."""
+    return winograd_typical(variant, problem) * 1.1
 
 
 def winograd_typical(variant: Variant, problem: Problem) -> float:

@@ -202,6 +202,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; default: as many as cores.", show_default=False)
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="ieee, or emulated: float32 products made of bfloat16 ones, where the CPU has AMX.")
+    ] = "ieee",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the outputs, as .npy files.", show_default=False)
     ] = None,
@@ -215,7 +218,7 @@ def run(
 
     run_model_file(
         model, files=input or [], random=random, shapes=shape or [], seed=seed, bench=bench, threads=threads,
-        seconds=seconds, output=output,
+        precision=precision, seconds=seconds, output=output,
     )  # fmt: skip
 
 

@@ -16,8 +16,17 @@ from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
-from .bounds import float64_bound, sum_bound, sum_typical, winograd_bound, winograd_typical
+from .bounds import (
+    emulated_bound,
+    emulated_typical,
+    float64_bound,
+    sum_bound,
+    sum_typical,
+    winograd_bound,
+    winograd_typical,
+)
 from .costs import (
+    bf16x3_im2col_seconds,
     bfloat16_seconds,
     depthwise_seconds,
     direct_seconds,
@@ -198,6 +207,11 @@ def no_bfloat16_products(problem: ConvProblem) -> str | None:
     return reason
 
 
+def no_amx(problem: ConvProblem) -> str | None:
+    reason: str | None = resolve(f"{CPU}bf16x3_im2col:unavailable")()
+    return reason
+
+
 CUDA_POSITIONS = 2**31 - 128
 """Positions that an int counts, to the end of the last tile."""
 
@@ -223,6 +237,12 @@ CUDA = "fastconv.kernels.cuda."
 REFERENCE = "fastconv.kernels.reference:"
 
 CORRELATIONS = ("forward", "grad_input")
+EMULATED: dict[str, Any] = {
+    "dtypes": ("float32",),
+    "precision": "emulated",
+    "bound": emulated_bound,
+    "typical": emulated_typical,
+}
 
 
 def _conv(
@@ -431,6 +451,16 @@ ROWS: tuple[Row, ...] = (
         family="direct",
         dtypes=("bfloat16",),
         why_not=no_bfloat16_products,
+    ),
+    *_conv(
+        "im2col_bf16x3",
+        "im2col whose float32 products are six of bfloat16 numbers, by AMX",
+        bf16x3_im2col_seconds,
+        workspace="bf16x3_blocking:{}_workspace",
+        module="bf16x3_im2col",
+        family="im2col",
+        why_not=no_amx,
+        **EMULATED,
     ),
     *_pool("max_pool", "max", "running maximum of each window, the first one wins"),
     *_pool("min_pool", "min", "running minimum of each window, the first one wins"),

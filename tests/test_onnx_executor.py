@@ -19,6 +19,7 @@ from fastconv.backends.onnx import passes  # noqa: E402
 from fastconv.backends.onnx.executor import PROGRAMS, Executor  # noqa: E402
 from fastconv.backends.onnx.graph import build  # noqa: E402
 from fastconv.plan import ConvPlan  # noqa: E402
+from fastconv.settings import options  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 random = np.random.default_rng(0)
@@ -114,7 +115,17 @@ def test_programs_are_bounded_and_the_last_ones_kept() -> None:
     for n in range(1, PROGRAMS + 3):
         executor.run([np.zeros((n, 3, 4, 4), np.float32)])
     kept = executor._region.programs
-    assert [dict(key)["x"][0][0] for key in kept] == list(range(3, PROGRAMS + 3))
+    assert [dict(key)["x"][0][0] for _, key in kept] == list(range(3, PROGRAMS + 3))
+
+
+def test_each_run_heeds_the_options_in_force() -> None:
+    executor, x = Executor(residual_network()), np.ones((1, 3, 4, 4), np.float32)
+    before = executor.explain([x]).rows
+    with options(algorithm="im2col"):
+        forced = executor.explain([x]).rows
+    assert executor.explain([x]).rows == before
+    assert [row.how.split()[0] for row in forced if row.op == "Conv"] == ["im2col"] * 3
+    assert [row.how.split()[0] for row in before if row.op == "Conv"] != ["im2col"] * 3
 
 
 def test_plans_of_several_shapes_share_packed_weights() -> None:

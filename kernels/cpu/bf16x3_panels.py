@@ -24,7 +24,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .amx import I8, I64, emit
-from .bf16x3 import BLOCK, CHUNK, ORDER, PARTS, ROW, SHORTS, SIDE, emit_split
+from .bf16x3 import BLOCK, CHUNK, PARTS, ROW, SHORTS, SIDE, emit_split
 from .compile import jit
 from .simd import INDEX, Vectors, close_phis, const, keep_whole, load, open_phis, shift, store
 
@@ -87,11 +87,10 @@ def _make_panel(height: int) -> Any:
             for part in range(PARTS):
                 emit(builder, "tileloadd64", height + 1 + part, at(right, part * LINE), const(ROW_BYTES))
             for i in range(height):
-                for part in range(PARTS):
+                for part in reversed(range(PARTS)):
                     emit(builder, "tileloadd64", height, at(left, i * BLOCK_BYTES + part * LINE), const(ROW_BYTES))
-                    for mine, other in ORDER:
-                        if mine == part:
-                            emit(builder, "tdpbf16ps", i, height, height + 1 + other)
+                    for other in reversed(range(PARTS - part)):
+                        emit(builder, "tdpbf16ps", i, height, height + 1 + other)
                 for line in () if not PRE else range(i, BLOCK_BYTES // LINE, height):
                     v.prefetch(at(right, AHEAD + LINE * line), write=False, level=2)
                 before = builder.block

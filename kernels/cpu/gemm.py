@@ -12,6 +12,7 @@ from .compile import jit
 from .simd import (
     VECTOR_BYTES,
     copy,
+    copy_every_fourth,
     copy_every_second,
     keep_whole,
     load,
@@ -217,6 +218,8 @@ def copy_strided(source, step, target, n):
         copy(source, target, n)
     elif step == 2:
         copy_every_second(source, target, n)
+    elif step == 4:
+        copy_every_fourth(source, target, n)
     else:
         for i in range(n):
             store(target, i, load(source, i * step))

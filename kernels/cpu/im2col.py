@@ -52,7 +52,7 @@ from .arrays import (
 from .blocking import REDUCTION_PIXELS, Correlation
 from .compile import jit
 from .epilogue import add_run, write_channels, write_positions
-from .gemm import gather, multiply, transpose, zero
+from .gemm import copy_strided, gather, multiply, transpose, zero
 from .half import in_float32
 from .im2col_blocking import Im2colWeight
 from .phases import entry_points
@@ -118,9 +118,10 @@ class Layout(NamedTuple):
     tiles: int
     k_parts: int
     row_numbers: int  # 0, 1, 2, ...: where the rows of a tile's weights begin
+    configuration: int  # of AMX's tile registers, for ``bf16x3_im2col``
 
 
-_FIELDS = len(Layout._fields)
+FIELDS = len(Layout._fields)
 
 
 @jit(inline=True)
@@ -197,14 +198,13 @@ def unroll(g, lanes, table, x, channels, runs, run_count, target, channel_step, 
                 transpose(lanes, f, step, t, channel_step, n, channels)
             else:
                 for c in range(channels):
-                    for j in range(n):
-                        store(t, c * channel_step + j, load(f, c * g.x_c + j * step))
+                    copy_strided(shift(f, c * g.x_c), step, shift(t, c * channel_step), n)
 
 
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     memory = g.scratch + t * g.thread_bytes
@@ -267,8 +267,8 @@ def forward_range(t, threads, table, chunk, kind):
 _ROWS = np.arange(2 * TILE_ROWS, dtype=np.int64)
 
 
-def _fixed(
-    c: Correlation, scratch: tuple[int, ...], sizes: tuple[int, ...]
+def constants(
+    c: Correlation, scratch: tuple[int, ...], sizes: tuple[int, ...], configuration: int = 0
 ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The constant part of a Layout, and the arrays whose addresses are in it."""
     depth, height, width = c.axes
@@ -282,7 +282,7 @@ def _fixed(
         sum(scratch), *(scratch + (0,) * 4)[:4],
         address(depth.source), address(height.source), address(segments), address(starts),
         c.batch, c.groups, c.group_inputs, c.group_outputs, *c.kernel,
-        depth.stride, height.stride, depth.dilation, height.dilation, *c.out, *sizes, address(_ROWS),
+        depth.stride, height.stride, depth.dilation, height.dilation, *c.out, *sizes, address(_ROWS), configuration,
     )  # fmt: skip
     return fixed, (depth.source, height.source, segments, starts)
 
@@ -291,7 +291,7 @@ def _fixed(
 def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The plan of one of blocking's cached correlations, which compare by identity."""
     plan = im2col_blocking.forward(c, itemsize, threads, TILE_ROWS)
-    return _fixed(
+    return constants(
         c, plan.scratch, (plan.pixels, plan.blocks, plan.channels, plan.group_batch, plan.tiles, plan.k_parts)
     )
 
@@ -336,7 +336,7 @@ _CHUNK_FIELDS = len(Chunk._fields)
 @jit
 def pack_chunk_range(t, threads, table, chunk, kind):
     """Share ``t`` of unrolling a chunk and packing its dy; the Layout's ``out`` is dy."""
-    g, h = Layout(*unpack(table, _FIELDS)), Chunk(*unpack(chunk, _CHUNK_FIELDS))
+    g, h = Layout(*unpack(table, FIELDS)), Chunk(*unpack(chunk, _CHUNK_FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     runs = pointer(g.scratch + t * g.thread_bytes, table)
@@ -393,7 +393,7 @@ def _prepare_weight(c: Correlation, itemsize: int) -> tuple[Im2colWeight, np.nda
         np.minimum(np.arange(plan.rows + TILE_ROWS, dtype=np.int64), plan.rows - 1), c.group_inputs
     )
     offsets = (tap * channels + channel) * plan.row_stride  # a tile's spare rows repeat the last
-    return plan, offsets, *_fixed(c, (plan.runs_bytes,), (0, 0, 0, plan.group_batch, 0, 0))
+    return plan, offsets, *constants(c, (plan.runs_bytes,), (0, 0, 0, plan.group_batch, 0, 0))
 
 
 @in_float32

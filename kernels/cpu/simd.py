@@ -362,33 +362,46 @@ def copy(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
     return types.void(source, target, types.int64), codegen
 
 
-@intrinsic
-def copy_every_second(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
-    """``target[i] = source[2 * i]`` for i < n, a vector at a time; nothing past ``source[2 * n - 2]`` is read."""
+def _copy_every(step: int) -> Any:
+    """An intrinsic ``(source, target, n)``: ``target[i] = source[i * step]`` for i < n, ``step`` a power of two.
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        source, target, n = args
-        v = Vectors(builder, sig.args[0])
-        entry = builder.block
-        head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        (i,) = open_phis(builder, [const(0)], entry)
-        builder.cbranch(builder.icmp_signed("<", i, n), body, done)
-        builder.position_at_end(body)
-        left = builder.sub(n, i)
-        read = builder.sub(builder.mul(left, const(2)), const(1))
-        low, high = builder.mul(i, const(2)), builder.add(builder.mul(i, const(2)), const(v.lanes))
-        first = v.masked_load(source, low, v.first(read))
-        second = v.masked_load(source, high, v.first(builder.sub(read, const(v.lanes))))
-        even = ir.Constant(v.ints, list(range(0, 2 * v.lanes, 2)))
-        v.store_first(builder.shuffle_vector(first, second, even), target, i, left)
-        i.add_incoming(builder.add(i, const(v.lanes)), builder.block)
-        builder.branch(head)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
+    A vector at a time; nothing past the last element is read.
+    """
 
-    return types.void(source, target, types.int64), codegen
+    @intrinsic
+    def copy_every(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            source, target, n = args
+            v = Vectors(builder, sig.args[0])
+            entry = builder.block
+            head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
+            builder.branch(head)
+            builder.position_at_end(head)
+            (i,) = open_phis(builder, [const(0)], entry)
+            builder.cbranch(builder.icmp_signed("<", i, n), body, done)
+            builder.position_at_end(body)
+            left, first = builder.sub(n, i), builder.mul(i, const(step))
+            read = builder.sub(builder.mul(left, const(step)), const(step - 1))
+            vectors = []
+            for k in range(0, step * v.lanes, v.lanes):
+                mask = v.first(builder.sub(read, const(k)))
+                vectors.append(v.masked_load(source, builder.add(first, const(k)), mask))
+            even = ir.Constant(v.ints, list(range(0, 2 * v.lanes, 2)))
+            while len(vectors) > 1:
+                pairs = zip(vectors[::2], vectors[1::2], strict=True)
+                vectors = [builder.shuffle_vector(low, high, even) for low, high in pairs]
+            v.store_first(vectors[0], target, i, left)
+            i.add_incoming(builder.add(i, const(v.lanes)), builder.block)
+            builder.branch(head)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return types.void(source, target, types.int64), codegen
+
+    return copy_every
+
+
+copy_every_second, copy_every_fourth = _copy_every(2), _copy_every(4)
 
 
 @intrinsic

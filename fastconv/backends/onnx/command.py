@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...arguments import typed_sizes
-from ...settings import get_num_threads
+from ...settings import get_num_threads, options
 from ..memory import check_fits
 from .executor import Executor
 from .graph import Array, Value
@@ -26,7 +26,7 @@ WIDTH = 120  # of tables where the output is no terminal
 
 def run_model_file(
     model: Path, *, files: Sequence[str], random: bool, shapes: Sequence[str], seed: int, bench: bool,
-    threads: int | None, seconds: float, output: Path | None,
+    threads: int | None, precision: str, seconds: float, output: Path | None,
 ) -> None:  # fmt: skip
     """All of the command; the arguments are its options. Errors are ``ValueError``, ``TypeError`` and ``OSError``."""
     if random and files:
@@ -41,7 +41,14 @@ def run_model_file(
         raise ValueError(f"--seed must be >= 0, got {seed}")
     if output is not None and output.exists() and not output.is_dir():
         raise ValueError(f"--output {output}: is a file, a folder is needed")
-    net = Executor(model, threads=threads)
+    with options(precision=precision):
+        _run(Executor(model, threads=threads), model, files, random, shapes, seed, bench, seconds, output)
+
+
+def _run(
+    net: Executor, model: Path, files: Sequence[str], random: bool, shapes: Sequence[str], seed: int, bench: bool,
+    seconds: float, output: Path | None,
+) -> None:  # fmt: skip
     if random:
         inputs = draw(net.inputs, _sizes(shapes, net.inputs), seed)
     else:
@@ -64,7 +71,7 @@ def run_model_file(
         write(results, output)
     if bench:
         _show_layers(net.profile(inputs))
-        _show_comparison(model, inputs, threads or get_num_threads(), seconds)
+        _show_comparison(model, inputs, net.threads or get_num_threads(), seconds)
 
 
 # -------------------------------------------------------------------------------------------------------------- inputs

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...settings import current_options
 from ..memory import Life, block, offsets
 from . import layout, passes
 from .fallback import OWN, Reference
@@ -396,8 +397,8 @@ def _shaped(buffer: Array, spec: Spec, channels_last: bool) -> Array:
 
 
 class Region:
-    """A graph, and the programs it has been compiled to: the last few signatures of inputs. ``depth`` is how many nodes
-    without a task come before it."""
+    """A graph, and the programs it has been compiled to: the last few signatures of inputs, under the options that were
+    in force. ``depth`` is how many nodes without a task come before it."""
 
     def __init__(self, graph: Graph, settings: Settings, depth: int = 0) -> None:
         self.graph, self.settings, self.depth = graph, settings, depth
@@ -405,7 +406,7 @@ class Region:
 
     def program(self, inputs: Mapping[str, Any]) -> Program:
         """The program for these inputs, compiled now if it is new."""
-        key = tuple((n, _signature(a)) for n, a in inputs.items())
+        key = current_options(), tuple((n, _signature(a)) for n, a in inputs.items())
         found, recent = self.programs.get(key), self.settings.recent.setdefault(self.depth, OrderedDict())
         if found is None:
             specs = {n: Spec(a.shape, a.dtype) for n, a in inputs.items() if isinstance(a, np.ndarray)}
