@@ -24,7 +24,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .amx import I8, I64, emit
-from .bf16x3 import BLOCK, CHUNK, PARTS, ROW, SHORTS, SIDE, emit_split
+from .bf16x3 import BLOCK, PARTS, ROW, SHORTS, SIDE, emit_split
 from .compile import jit
 from .simd import INDEX, Vectors, close_phis, const, keep_whole, load, open_phis, shift, store
 
@@ -34,9 +34,7 @@ QUEUE = 7
 DONE, COUNT, SOURCE, TARGET, UPPER, EACH, JUMP = range(QUEUE)
 DEPTH = 2  # chunks of a pass
 ROW_BYTES, BLOCK_BYTES, LINE = 2 * ROW, 2 * BLOCK, 64
-import os
-PRE = int(os.environ.get("PRE", "1"))
-AHEAD = int(os.environ.get("AHEAD", "4")) * BLOCK_BYTES
+AHEAD = 16 * BLOCK_BYTES
 
 
 def _field(b: ir.IRBuilder, queue: ir.Value, place: int) -> ir.Value:
@@ -53,8 +51,8 @@ def _split_rows(b: ir.IRBuilder, v: Vectors, queue: ir.Value, unit: ir.Value) ->
     upper = b.gep(lower, [_field(b, queue, UPPER)])
     target = b.gep(target, [b.mul(unit, const(UNIT * ROW))])
     for row in range(UNIT):
-        places = (b.gep(p, [const(row * SIDE)]) for p in (lower, upper))
-        emit_split(v, *places, b.gep(target, [const(row * ROW)]))
+        low, high = (b.gep(p, [const(row * SIDE)]) for p in (lower, upper))
+        emit_split(v, low, high, b.gep(target, [const(row * ROW)]))
 
 
 def _make_panel(height: int) -> Any:
@@ -91,7 +89,7 @@ def _make_panel(height: int) -> Any:
                     emit(builder, "tileloadd64", height, at(left, i * BLOCK_BYTES + part * LINE), const(ROW_BYTES))
                     for other in reversed(range(PARTS - part)):
                         emit(builder, "tdpbf16ps", i, height, height + 1 + other)
-                for line in () if not PRE else range(i, BLOCK_BYTES // LINE, height):
+                for line in range(i, BLOCK_BYTES // LINE, height):
                     v.prefetch(at(right, AHEAD + LINE * line), write=False, level=2)
                 before = builder.block
                 with builder.if_then(builder.icmp_signed("<", unit, count)):

@@ -13,7 +13,6 @@ Each ξ is multiplied with all columns of outputs in turn, so V is split once. A
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ SIDE = 16  # tiles and output channels of a register
 BLOCK = SIDE * 3 * CHUNK  # 16-bit elements of 16 split rows
 A_BYTES = 2 * 4 * BLOCK * 2  # of 64 tiles and 64 channels
 QUEUE = 8  # numbers before the offsets of ``bf16x3_panels``' queue
-TILES = int(os.environ.get("WT", "64"))  # of a block
+TILES = 128  # of a block
 
 
 @lru_cache(maxsize=256)
@@ -47,7 +46,7 @@ def plan(f: Variant, c: Correlation, threads: int) -> Plan:
     tiles = cells * phases  # a dilation beyond the width has fewer
     rows = round_up(tiles, SIDE)
     k_group = max(1, min(-(-k_blocks // k_parts), M_BYTES // (f.products * (rows + 1) * SIDE * 4)))
-    v_block, m_block = (tiles | 1) * SIDE, (rows | 1) * SIDE
+    v_block = m_block = (rows | 1) * SIDE
     v_xi, m_xi = 2 * chunks * v_block + SIDE, k_group * m_block + SIDE
     slab_columns, slab, positions, turned = cells_of.buffers(f, cells, SIDE)
     return Plan(

@@ -1,12 +1,12 @@
 """Winograd convolution in float32 whose products are bf16x3's, by AMX: see ``winograd`` for all but the products.
 
-    item: a block of tiles, a group, a part of its output channels
-        transform the input                                                     x -> V[ξ], float32
-        for ``k_group`` columns of 16 output channels at a time: all, unless M would be too large
-            for each ξ
-                for each column: M[ξ][k][tile] = sum over c of V[ξ][tile][c] U[ξ][c][k]
-                meanwhile split the next V[ξ]                                   V[ξ + 1] -> A
-            transform the output                                                M[ξ] -> out
+item: a block of tiles, a group, a part of its output channels
+    transform the input                                                     x -> V[ξ], float32
+    for ``k_group`` columns of 16 output channels at a time: all, unless M would be too large
+        for each ξ
+            for each column: M[ξ][k][tile] = sum over c of V[ξ][tile][c] U[ξ][c][k]
+            meanwhile split the next V[ξ]                                   V[ξ + 1] -> A
+        transform the output                                                M[ξ] -> out
 """
 
 from __future__ import annotations
@@ -21,17 +21,30 @@ from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
 from .arrays import KIND, Workspace, address, aligned_empty
 from .bf16x3 import BLOCK, CHUNK, ROW, SIDE, split
 from .bf16x3_panels import DEPTH, HEIGHT, enqueue, finish_queue, multiply_columns
+from .bf16x3_winograd_blocking import A_BYTES, COMPUTED, plan
 from .blocking import Correlation
 from .bound import Bound
 from .compile import jit
 from .gemm import zero
 from .phases import EntryPoints, entry_points
-from .simd import load, pointer, shift, store, unpack
+from .simd import pointer, shift, store, unpack
 from .winograd import transform_block, write_block
-from .winograd_bf16x3_blocking import COMPUTED, plan
 from .winograd_layout import FIELDS, Layout, fixed
 from .winograd_transforms import compiled, transform, weight_tiles
 from .winograd_weights import THREAD_ELEMENTS, Taps, gather_taps, strides
+
+
+@jit(inline=True)
+def clear_missing(g, kind, v, tiles):
+    """Zeros in V for what is split but not there: a vector of channels, for its sums; tiles, as what another use of the
+    memory has left may be subnormal, which takes a hundred times as long."""
+    vectors, missing = -(-g.depth // SIDE), -tiles % SIDE * SIDE
+    for xi in range(g.products):
+        place = pointer(v + xi * g.v_xi * g.itemsize, kind)
+        for i in range(vectors if missing else 0):
+            zero(shift(place, i * g.v_block + tiles * SIDE), missing)
+        if vectors % 2:
+            zero(shift(place, vectors * g.v_block), tiles * SIDE + missing)
 
 
 @jit(inline=True)
@@ -42,7 +55,7 @@ def enqueue_step(g, queue, v, a, step, blocks, chunks):
     first = blocks * panel // panels
     height, depth = blocks * (panel + 1) // panels - first, min(DEPTH, chunks - chunk)
     source = v + (xi * g.v_xi + 2 * chunk * g.v_block + first * SIDE * SIDE) * g.itemsize
-    enqueue(queue, depth, height, source, g.v_block, a + (step % 2 if PING else 0) * A_BYTES)
+    enqueue(queue, depth, height, source, g.v_block, a + step % 2 * A_BYTES)
     return xi, chunk, depth, first, height
 
 
@@ -57,14 +70,12 @@ def multiply(g, kind, v, m, queue, a, tiles, group, k, k_end):
     for step in range(steps):
         finish_queue(queue, kind)
         xi, chunk, depth, first, height = now
-        if PING and step + 1 < steps:
+        if step + 1 < steps:
             now = enqueue_step(g, queue, v, a, step + 1, blocks, chunks)
         panel = ((group * g.products + xi) * chunks + chunk) * g.k_blocks + k * depth
         c = pointer(m + (xi * g.m_xi + first * SIDE * SIDE) * g.itemsize, kind)
-        here = pointer(a + (step % 2 if PING else 0) * A_BYTES, short)
+        here = pointer(a + step % 2 * A_BYTES, short)
         multiply_columns(height, depth, here, shift(weights, panel * BLOCK), k_end - k, c, g.m_block, chunk, queue)
-        if not PING and step + 1 < steps:
-            now = enqueue_step(g, queue, v, a, step + 1, blocks, chunks)
 
 
 @jit
@@ -81,12 +92,9 @@ def forward_range(t, threads, table, chunk, kind):
     tiles = vectors + g.vectors_bytes
     queue = tiles + (64 + 4 * g.tile_h) * 8
     a = tiles + g.integers_bytes
-    runs, chunks = pointer(tiles + 64 * 8, table), -(-g.depth // CHUNK)
+    runs = pointer(tiles + 64 * 8, table)
     total = g.batch * g.tile_rows * g.cell_columns
     units = -(-total // g.unit)
-    if chunks * CHUNK - g.depth >= SIDE:  # a vector of channels that is not there
-        for xi in range(g.products):
-            zero(pointer(v + (xi * g.v_xi + (2 * chunks - 1) * g.v_block) * size, kind), g.v_block)
     items = g.blocks * g.groups * g.k_parts
     begin_tiles(g.configuration)
     for item in range(items * t // threads, items * (t + 1) // threads):
@@ -94,6 +102,7 @@ def forward_range(t, threads, table, chunk, kind):
         block, group = rest // g.groups, rest % g.groups
         start, end = units * block // g.blocks * g.unit, min(total, units * (block + 1) // g.blocks * g.unit)
         count = transform_block(g, kind, table, tiles, slab, v, start, end, group)
+        clear_missing(g, kind, v, count)
         k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
         for k in range(k_first, k_last, g.k_group):
             k_end = min(k_last, k + g.k_group)
@@ -103,11 +112,6 @@ def forward_range(t, threads, table, chunk, kind):
                 first = group * g.group_outputs + kb * SIDE
                 write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first, channels)
     end_tiles()
-
-
-import os
-PING = int(os.environ.get('PING', '1'))
-A_BYTES = DEPTH * HEIGHT * BLOCK * 2
 
 
 class Weights(NamedTuple):
@@ -172,19 +176,17 @@ def pack_range(t, threads, table, chunk, kind):
 
 
 @lru_cache(maxsize=256)
-def _bind(
-    f: Variant, shape: tuple[int, ...], taps: Taps, gathered_bytes: int, k_blocks: int, threads: int
-) -> Bound:
+def _bind(f: Variant, shape: tuple[int, ...], taps: Taps, gathered_bytes: int, k_blocks: int, threads: int) -> Bound:
     """The packing of weights of this shape and with these strides."""
     dtype = np.dtype(np.float32)
     code = compiled(weight_tiles, dtype, VARIANTS.index(f))
-    fields = Weights(0, *shape[:3], f.taps, *taps, 0, 0, gathered_bytes, f.products, k_blocks, code)
+    fields = Weights._make((0, *shape[:3], f.taps, *taps, 0, 0, gathered_bytes, f.products, k_blocks, code))
     places = tuple(Weights._fields.index(name) for name in ("w", "packed", "gathered"))
     return Bound(pack_range, KIND[dtype], threads, fields, places)
 
 
 def _pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
-    """Weights (groups, K/groups, C/groups, 1, R, S) transformed and split, in the workspace or an array of their own."""
+    """Weights (groups, K/groups, C/groups, 1, R, S) as U, in the workspace or an array of their own."""
     p, short, held = plan(f, c, c.useful_threads(threads)), np.dtype(np.int16), np.dtype(np.uint8)
     threads = max(1, min(threads, w.size // THREAD_ELEMENTS))
     nbytes = threads * p.gathered_bytes
@@ -203,7 +205,7 @@ def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[t
 
 def unavailable() -> str | None:
     """Why this CPU cannot, or None."""
-    return None if AMX else "the CPU multiplies no bfloat16 tiles (AMX), or Linux does not let it"
+    return None if AMX else "the CPU has no AMX-BF16"
 
 
 def _variant(f: Variant) -> EntryPoints:
