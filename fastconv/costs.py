@@ -116,6 +116,12 @@ COSTS: dict[str, dict[str, float]] = {
         "sums": 4.9e-11,
         "turned": 3.71e-09,
     },
+    "bf16x3 direct": {
+        "packed": 3e-10,
+        "prepared": 6e-10,
+        "products": 6.6e-12,
+        "written": 3e-10,
+    },
     "bf16x3 im2col": {
         "pieces": 2e-09,
         "prepared": 1.2e-09,
@@ -454,6 +460,7 @@ _im2col, _im2col_weight = _predict("im2col", im2col_work), _predict("im2col weig
 planar_seconds = _predict("planar", planar_work)
 pointwise_seconds = _predict("pointwise", pointwise_work)
 depthwise_seconds = _predict("depthwise", depthwise_work)
+bf16x3_direct_seconds = _predict("bf16x3 direct", bfloat16_work)
 bf16x3_im2col_seconds = _predict("bf16x3 im2col", bf16x3_im2col_work)
 bfloat16_seconds = _predict("bfloat16", bfloat16_work)
 
@@ -513,6 +520,6 @@ def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) ->
         "direct": ("direct", direct_work), "im2col": ("im2col", im2col_work),
         "pointwise": ("pointwise", pointwise_work), "direct_planar": ("planar", planar_work),
         "depthwise": ("depthwise", depthwise_work), "direct_bfloat16": ("bfloat16", bfloat16_work),
-        "im2col_bf16x3": ("bf16x3 im2col", bf16x3_im2col_work),
+        "direct_bf16x3": ("bf16x3 direct", bfloat16_work), "im2col_bf16x3": ("bf16x3 im2col", bf16x3_im2col_work),
     }[algorithm]  # fmt: skip
     return kernel, work(problem)

@@ -28,6 +28,7 @@ from .bounds import (
     winograd_typical,
 )
 from .costs import (
+    bf16x3_direct_seconds,
     bf16x3_im2col_seconds,
     bf16x3_winograd_seconds,
     bfloat16_seconds,
@@ -476,6 +477,17 @@ ROWS: tuple[Row, ...] = (
         family="direct",
         dtypes=("bfloat16",),
         why_not=no_bfloat16_products,
+    ),
+    *_conv(
+        "direct_bf16x3",
+        "direct whose float32 products are six of bfloat16 numbers, by AMX",
+        bf16x3_direct_seconds,
+        workspace="bfloat16_blocking:{}_workspace",
+        module="bfloat16",
+        variant="bf16x3",
+        family="direct",
+        why_not=no_amx,
+        **EMULATED,
     ),
     *_conv(
         "im2col_bf16x3",

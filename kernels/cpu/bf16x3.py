@@ -43,16 +43,15 @@ STEPS = ((2, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 0))  # parts of A and of B 
 SHORTS = types.CPointer(types.int16)
 
 
-def emit_split(v: Vectors, lower: ir.Value, upper: ir.Value, target: ir.Value) -> None:
-    """The code of :func:`split`."""
+def store_parts(v: Vectors, rows: list[ir.Value], target: ir.Value, parts: int = PARTS) -> None:
+    """Two vectors, lane by lane a pair, in parts that lie one behind the other."""
     b = v.b
     high, half, sixteen = (ir.Constant(v.ints, [n] * v.lanes) for n in (0xFFFF0000, 0x8000, 16))
-    rest = [v.load(p, const(0)) for p in (lower, upper)]
-    for part in range(PARTS):
-        taken = [b.bitcast(x, v.ints) for x in rest]
+    for part in range(parts):
+        taken = [b.bitcast(x, v.ints) for x in rows]
         if part < PARTS - 1:  # rounded, half away from zero; of the last part the lower half is zero
             taken = [b.and_(b.add(x, half), high) for x in taken]
-            rest = [b.fsub(x, b.bitcast(y, v.vector)) for x, y in zip(rest, taken, strict=True)]
+            rows = [b.fsub(x, b.bitcast(y, v.vector)) for x, y in zip(rows, taken, strict=True)]
         row = b.or_(b.lshr(taken[0], sixteen), taken[1])
         b.store(row, b.bitcast(b.gep(target, [const(part * CHUNK)]), v.ints.as_pointer()), align=2)
 
@@ -62,10 +61,33 @@ def split(typingctx: Any, lower: Any, upper: Any, target: Any) -> Any:
     """One row: 16 float32 numbers at ``lower`` and 16 at ``upper`` as ``target[:96]``, three parts of pairs."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit_split(Vectors(builder, sig.args[0]), *args)
+        v = Vectors(builder, sig.args[0])
+        store_parts(v, [v.load(p, const(0)) for p in args[:2]], args[2])
         return context.get_dummy_value()
 
     return types.void(lower, lower, SHORTS), codegen
+
+
+def multiply_chunk(
+    b: ir.IRBuilder, height: int, width: int, steps: tuple[tuple[int, int], ...], left: ir.Value, a_block: ir.Value,
+    right: ir.Value, b_block: ir.Value, row_bytes: ir.Value,
+) -> None:  # fmt: skip
+    """Add the products of those parts of a chunk to ``height * width`` blocks of C, held in the first registers."""
+    mine = [height * width + n for n in range(height)]  # registers of A, then of B
+    other = [height * width + height + n for n in range(width)]
+    held = (-1, -1)
+    for parts in steps:
+        for k, (registers, operand, block) in enumerate(((mine, left, a_block), (other, right, b_block))):
+            for n, register in enumerate(registers if held[k] != parts[k] else ()):
+                offset = b.add(b.mul(block, const(n)), const(parts[k] * CHUNK))
+                emit(b, "tileloadd64", register, byte_pointer(b, operand, offset), row_bytes)
+        held = parts
+        for n in range(height * width):
+            emit(b, "tdpbf16ps", n, mine[n // width], other[n % width])
+
+
+def byte_pointer(b: ir.IRBuilder, pointer: ir.Value, offset: ir.Value) -> ir.Value:
+    return b.bitcast(b.gep(pointer, [offset]), I8.as_pointer())
 
 
 def _make_product(height: int, width: int) -> Any:
@@ -90,13 +112,10 @@ def _make_product(height: int, width: int) -> Any:
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             count, a_segments, b_segments, chunks, a, a_block, a_chunk, b, b_block, b_chunk, c, c_row, more = args
-            row_bytes, c_bytes = const(2 * ROW), builder.mul(c_row, const(4))
-
-            def at(pointer: ir.Value, offset: ir.Value) -> ir.Value:
-                return builder.bitcast(builder.gep(pointer, [offset]), I8.as_pointer())
+            c_bytes = builder.mul(c_row, const(4))
 
             corners = [
-                at(c, builder.add(builder.mul(c_row, const(i * SIDE)), const(j * SIDE)))
+                byte_pointer(builder, c, builder.add(builder.mul(c_row, const(i * SIDE)), const(j * SIDE)))
                 for i in range(height)
                 for j in range(width)
             ]
@@ -125,17 +144,7 @@ def _make_product(height: int, width: int) -> Any:
             builder.position_at_end(step)
             inner = open_phis(builder, [const(0), left, right], segment)
             j, left, right = inner
-            mine = [height * width + n for n in range(height)]  # registers of A, then of B
-            other = [height * width + height + n for n in range(width)]
-            held = [-1, -1]
-            for parts in STEPS:
-                for k, (registers, operand, block) in enumerate(((mine, left, a_block), (other, right, b_block))):
-                    for n, register in enumerate(registers if held[k] != parts[k] else ()):
-                        offset = builder.add(builder.mul(block, const(n)), const(parts[k] * CHUNK))
-                        emit(builder, "tileloadd64", register, at(operand, offset), row_bytes)
-                held = list(parts)
-                for n in range(height * width):
-                    emit(builder, "tdpbf16ps", n, mine[n // width], other[n % width])
+            multiply_chunk(builder, height, width, STEPS, left, a_block, right, b_block, const(2 * ROW))
             after = builder.add(j, const(1))
             close_phis(inner, [after, builder.gep(left, [a_chunk]), builder.gep(right, [b_chunk])], step)
             builder.cbranch(builder.icmp_signed("<", after, chunks), step, following)

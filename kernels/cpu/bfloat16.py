@@ -1,44 +1,54 @@
-"""Direct convolution of bfloat16 arrays in real bfloat16 products, summed in float32.
+"""Direct convolution in bfloat16 products, summed in float32: of bfloat16 arrays, and of float32 arrays in three parts.
 
 The loops are ``direct``'s; what differs follows from the tile (see ``bfloat16_tiles``), whose rows must lie at one
 distance: the slab is sorted by the phases of the stride, and a block is computed as one run of positions, with those
 between its rows thrown away.
 
     item: a block of output positions, a group, a part of its output channels
-        pack the input rows under the block: channels-last, in whole 32 channels     x -> slab [phase][row][column][c]
-        for each 32 output channels (weights packed [k block][tap][chunk][pair][32][2])
-            for each 32 positions: the tile                                         slab, w -> sums 32 x 32, float32
+        pack the input rows under the block, a chunk of 32 channels a row
+                                         x -> slab [chunk][plane][row phase][column phase][row][column][part][32]
+        for each tile column of output channels (weights packed [k block][chunk][tap][...])
+            for each 32 positions: the tile                                   slab, w -> sums, float32
             finish: transpose unless channels-last, bias, residual, activation, round      sums -> out
 
-Rounded once, when the result is stored. Loses to the float32 kernels where 32 input channels are mostly padding.
+With one tap, 1x1, the positions of all images are one sequence, and a tile's chunks lie one behind the other, as the
+products walk through them: slab [tile][chunk][position][part][32].
+
+Loses to the float32 kernels where 32 input channels are mostly padding.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import bfloat16_blocking as blocking
-from .amx import CONFIGURATION, begin_tiles, end_tiles
-from .arrays import Workspace, address, aligned_empty
+from .activations import activated
+from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
+from .arrays import Workspace, address, aligned_empty, computable
 from .bfloat16_blocking import CHUNK, COLUMNS, ROWS
 from .bfloat16_tiles import (
     FORM,
-    amx_tile,
-    dot_tile,
-    narrow,
-    transpose_pairs,
-    widen,
+    load_numbers,
+    multiply,
+    pack_pairs,
+    pack_pixel,
+    row_shorts,
+    store_numbers,
+    transpose_pixels,
 )
 from .blocking import Correlation
 from .bound import Bound
 from .compile import jit
-from .epilogue import finish
+from .epilogue import add_run
 from .gemm import transpose, zero
 from .phases import entry_points
 from .simd import keep_whole, load, pointer, shift, store, unpack
+from .vector import add, number, splat
+from .vector import load as load_vector
+from .weights import pack_columns
 
 
 class Layout(NamedTuple):
@@ -71,27 +81,34 @@ class Layout(NamedTuple):
     slab_bytes: int
     sums_bytes: int
     turned_bytes: int
+    square_bytes: int
+    runs_bytes: int
     configuration: int  # of AMX's tile registers
     source_d: int
     source_h: int
     segments: int
     segment_count: int
-    taps: int  # slab offsets
-    tap_count: int
+    whole: int  # output row r reads input row r, and so on
+    steps: int  # slab offsets of every chunk's taps
+    step_count: int
     batch: int
     groups: int
     group_inputs: int
     group_outputs: int
-    k_blocks: int
-    k_parts: int
-    pixel: int
+    single: int
+    all_rows: int
     rows: int
     columns: int
     slab_rows: int
     slab_columns: int
     phase_rows: int
     pitch: int
+    chunks: int
+    chunk_step: int
+    tile_step: int
     positions: int
+    k_blocks: int
+    k_parts: int
     kernel_d: int
     stride_d: int
     dilation_d: int
@@ -105,265 +122,400 @@ class Layout(NamedTuple):
 _FIELDS = len(Layout._fields)
 
 
-@jit(inline=True)
-def tile(segment_count, segments, chunks, a, row_step, b, c):
-    """A 32 x 32 tile by the form that this CPU has."""
-    if FORM == "amx":
-        amx_tile(segment_count, segments, chunks, a, row_step, b, c)
-    else:
-        for i in range(0, ROWS, 8):
-            dot_tile(segment_count, segments, chunks, shift(a, i * row_step), row_step, b, shift(c, i * COLUMNS))
+class Scratch(NamedTuple):
+    """A thread's memory."""
+
+    slab: Any
+    sums: Any  # of a tile
+    turned: Any  # of a block of positions, [channel][position]
+    square: Any  # 16 positions of 32 channels
+    runs: Any
 
 
 @jit(inline=True)
-def place(g, position):
-    """Where a padded column of a slab row lies, in elements: its phase first."""
-    return (position % g.stride_w * g.phase_rows * g.pitch + position // g.stride_w) * g.pixel
+def place(g, kind, position):
+    """Where a position's first chunk lies in the slab."""
+    return (position >> 5) * g.tile_step + (position & (ROWS - 1)) * row_shorts(kind)
 
 
 @jit(inline=True)
-def pack_positions(g, source, step, target, first, n):
-    """Slab positions ``first`` to ``first + n`` of a row from input positions ``step`` apart."""
+def phase_of(g, column):
+    """A padded column's position in a slab row, its phase, and from one phase to the next."""
+    if g.stride_w == 1:  # no division
+        return column, 0, 0
+    step = g.phase_rows * g.pitch
+    return column // g.stride_w + column % g.stride_w * step, column % g.stride_w, step
+
+
+@jit(inline=True)
+def pack_positions(table, kind, source, step, memory, first, p0, n):
+    """``n`` positions of the slab: padded columns from ``p0`` on of the row that begins at position ``first``."""
     keep_whole()
-    if step == 1 and g.stride_w <= 2:
-        for p in range(0, n, 16):
-            here = place(g, first + p)
-            odd, even = place(g, first + p + 1) - here, place(g, first + p + 2) - here
-            for c in range(0, g.pixel, CHUNK):
-                s, t = shift(source, c * g.x_c + p), shift(target, here + c)
-                transpose_pairs(s, g.x_c, t, odd, even, g.group_inputs - c, min(16, n - p))
+    g = Layout(*unpack(table, _FIELDS))  # handed over, it would be copied in each call
+    slab, square = memory.slab, memory.square
+    position, phase, phase_step = phase_of(g, p0)
+    position += first
+    back = g.stride_w * phase_step - 1
+    if g.x_c == 1:
+        for p in range(n):
+            s, t = shift(source, p * step), shift(slab, place(g, kind, position))
+            for j in range(g.chunks):
+                pack_pixel(shift(s, j * CHUNK), shift(t, j * g.chunk_step), g.group_inputs - j * CHUNK)
+            position, phase = position + phase_step, phase + 1
+            if phase >= g.stride_w:
+                position, phase = position - back, 0
         return
-    for p in range(n):
-        s, t = shift(source, p * step), shift(target, place(g, first + p))
-        if g.x_c == 1:
-            for c in range(g.group_inputs):
-                store(t, c, load(s, c))
-        else:
-            for c in range(g.group_inputs):
-                store(t, c, load(s, c * g.x_c))
-        zero(shift(t, g.group_inputs), g.pixel - g.group_inputs)
+    for p in range(0, n, 16):
+        for j in range(g.chunks):
+            s, channels, positions = shift(source, j * CHUNK * g.x_c + p * step), g.group_inputs - j * CHUNK, n - p
+            if step == 1:
+                transpose_pixels(s, g.x_c, square, channels, positions)
+            else:
+                for c in range(min(channels, CHUNK)):
+                    for q in range(min(16, positions)):
+                        store(square, q * CHUNK + c, load(s, c * g.x_c + q * step))
+            at, turn = position, phase
+            for q in range(min(16, positions)):
+                pack_pixel(shift(square, q * CHUNK), shift(slab, place(g, kind, at) + j * g.chunk_step), channels)
+                at, turn = at + phase_step, turn + 1
+                if turn >= g.stride_w:
+                    at, turn = at - back, 0
+        position, phase, _ = phase_of(g, p0 + p + 16)
+        position += first
 
 
 @jit(inline=True)
-def pack_row(g, table, source, inside, target, first_column, columns):
-    """One slab row: ``columns`` positions from padded column ``first_column``; zeros where not ``inside``."""
+def zero_positions(g, kind, memory, first, p0, n):
+    """The same for zeros."""
+    for p in range(n):
+        position, _, _ = phase_of(g, p0 + p)
+        for j in range(g.chunks):
+            zero(shift(memory.slab, place(g, kind, first + position) + j * g.chunk_step), row_shorts(kind))
+
+
+@jit(inline=True)
+def pack_row(g, table, kind, source, inside, memory, first, first_column, columns):
+    """One slab row, which begins at position ``first``; zeros where not ``inside``."""
     segments = pointer(g.segments, table)
     for i in range(0, 4 * g.segment_count, 4):
-        start, first = load(segments, i), load(segments, i + 1)
+        start, column = load(segments, i), load(segments, i + 1)
         step, count = load(segments, i + 2) * g.x_w, load(segments, i + 3)
         begin = max(start, first_column)
         n = min(start + count, first_column + columns) - begin
         if n <= 0:
             continue
-        if inside and first >= 0:
-            s = shift(source, first * g.x_w + (begin - start) * step)
-            pack_positions(g, s, step, target, begin - first_column, n)
+        if inside and column >= 0:
+            s = shift(source, column * g.x_w + (begin - start) * step)
+            pack_positions(table, kind, s, step, memory, first, begin - first_column, n)
         else:
-            for p in range(n):
-                zero(shift(target, place(g, begin - first_column + p)), g.pixel)
+            zero_positions(g, kind, memory, first, begin - first_column, n)
 
 
 @jit(inline=True)
-def pack_slab(g, table, slab, n, group, od, oh0, rows, ow0, columns):
-    """The input under a block."""
-    short = np.int16(0)
+def pack_run(table, kind, memory, group, first, positions):
+    """The input under ``positions`` of a 1x1 kernel from the ``first`` of all on."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
     source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
+    x = shift(pointer(g.x, kind), group * g.group_inputs * g.x_c)
+    gapless = g.whole and g.x_h == g.out_width * g.x_w
+    p = 0
+    while p < positions:
+        r, q = (first + p) // g.out_width, (first + p) % g.out_width
+        n, od, oh = r // (g.out_height * g.out_depth), r // g.out_height % g.out_depth, r % g.out_height
+        d, h = load(source_d, od), load(source_h, oh)
+        source = shift(x, n * g.x_n + d * g.x_d + h * g.x_h)
+        if gapless:  # the rows of a plane lie in one piece
+            count = min(positions - p, (g.out_height - oh) * g.out_width - q)
+            pack_positions(table, kind, shift(source, q * g.x_w), g.x_w, memory, p, 0, count)
+        else:
+            count = min(positions - p, g.out_width - q)
+            pack_row(g, table, kind, source, d >= 0 and h >= 0, memory, p, q, count)
+        p += count
+
+
+@jit(inline=True)
+def pack_slab(table, kind, memory, group, n, od, oh0, rows, ow0, columns):
+    """The input under a block."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
+    x = shift(pointer(g.x, kind), group * g.group_inputs * g.x_c)
     used = g.slab_rows - (g.rows - rows) * g.stride_h
     wide = g.slab_columns - (g.columns - columns) * g.stride_w
-    plane_step = g.stride_h * g.stride_w * g.phase_rows * g.pitch * g.pixel
+    plane_step = g.stride_h * g.stride_w * g.phase_rows * g.pitch
     for plane in range(g.kernel_d):
         d = load(source_d, od * g.stride_d + plane * g.dilation_d)
         for j in range(used):
             h = load(source_h, oh0 * g.stride_h + j)
-            source = shift(pointer(g.x, short), n * g.x_n + group * g.group_inputs * g.x_c + d * g.x_d + h * g.x_h)
+            source = shift(x, n * g.x_n + d * g.x_d + h * g.x_h)
             row = j % g.stride_h * g.stride_w * g.phase_rows + j // g.stride_h
-            target = shift(slab, plane * plane_step + row * g.pitch * g.pixel)
-            pack_row(g, table, source, d >= 0 and h >= 0, target, ow0 * g.stride_w, wide)
+            first = plane * plane_step + row * g.pitch
+            pack_row(g, table, kind, source, d >= 0 and h >= 0, memory, first, ow0 * g.stride_w, wide)
 
 
 @jit(inline=True)
-def widen_row(source, step, target, n):
-    """``n`` bfloat16 numbers, ``step`` apart, as float32."""
-    keep_whole()
+def find_runs(g, runs, first, positions, pitch, columns):
+    """Runs of positions that lie evenly in the output and the residual (see ``epilogue.add_run``); their count.
+
+    The block's rows, which begin at output position ``first`` of all, are ``pitch`` apart; 0: they follow one another.
+    """
+    count, p = 0, 0
+    while p < positions:
+        at = first + (p // pitch * g.out_width if pitch else p)
+        r, q = at // g.out_width, at % g.out_width
+        n, od, oh = r // (g.out_height * g.out_depth), r // g.out_height % g.out_depth, r % g.out_height
+        y = n * g.out_n + od * g.out_d + oh * g.out_h + q * g.out_w
+        z = n * g.residual_n + od * g.residual_d + oh * g.residual_h + q * g.residual_w
+        length = columns if pitch else min(positions - p, g.out_width - q)
+        count = add_run(runs, count, p, length, y, g.out_w, z, g.residual_w)
+        p += pitch if pitch else length
+    return count
+
+
+@jit(inline=True)
+def load_some(source, step, row, i, n):
+    """16 numbers from ``source[i * step]`` on, ``step`` apart, of which n are there; ``row[i:]`` is scratch."""
     if step == 1:
-        for i in range(0, n, 16):
-            widen(shift(source, i), shift(target, i), n - i)
-    else:
-        for i in range(n):
-            widen(shift(source, i * step), shift(target, i), 1)
+        return load_numbers(source, i, n)
+    for k in range(i, i + min(16, n)):
+        store_numbers(row, k, load_numbers(source, k * step, 1), 1)
+    return load_numbers(row, i, n)
 
 
 @jit(inline=True)
-def narrow_row(source, target, step, n):
-    """``n`` float32 numbers rounded to bfloat16, ``step`` apart."""
-    keep_whole()
+def store_some(target, step, row, i, v, n):
+    """The same for storing."""
     if step == 1:
-        for i in range(0, n, 16):
-            narrow(shift(source, i), shift(target, i), n - i)
-    else:
-        for i in range(n):
-            narrow(shift(source, i), shift(target, i * step), 1)
+        store_numbers(target, i, v, n)
+        return
+    store_numbers(row, i, v, n)
+    for k in range(i, i + min(16, n)):
+        store_numbers(target, k * step, load_numbers(row, k, 1), 1)
 
 
 @jit(inline=True)
-def finish_row(g, row, n, bias, bias_step, residual, residual_step, extra, out, out_step):
-    """Bias, residual and activation in float32, in place, then rounded into ``out``."""
+def finish_positions(table, sums, positions, channels, bias, residual, out):
+    """Sums [position][channel] with bias, residual and activation, rounded into channels-last output."""
     keep_whole()
-    if g.residual:
-        widen_row(residual, residual_step, extra, n)
-    finish(row, n, g.bias, bias, bias_step, g.residual, extra, 1, g.activation, row, 1)
-    narrow_row(row, out, out_step, n)
-
-
-@jit
-def forward_range(t, threads, table, chunk, kind):
-    """Share ``t`` of ``threads`` of a correlation; ``kind`` is float32's, of the sums."""
     g = Layout(*unpack(table, _FIELDS))
-    short = np.int16(0)
-    memory = g.scratch + t * g.thread_bytes
-    slab, memory = pointer(memory, short), memory + g.slab_bytes
-    sums, memory = pointer(memory, kind), memory + g.sums_bytes
-    turned, extra = pointer(memory, kind), pointer(memory + g.turned_bytes, kind)
-    taps, weights = pointer(g.taps, table), pointer(g.weights, short)
-    bias, residual, out = pointer(g.bias, kind), pointer(g.residual, short), pointer(g.out, short)
-    block_weights = g.tap_count * g.pixel * COLUMNS
-    row_blocks, column_blocks = -(-g.out_height // g.rows), -(-g.out_width // g.columns)
-    items = g.batch * g.out_depth * row_blocks * column_blocks * g.groups * g.k_parts
+    for i in range(0, channels, 16):
+        n = channels - i
+        added = splat(sums, number(sums, 0.0))
+        if g.bias:
+            added = load_numbers(bias, i, n)
+        for p in range(positions):
+            row, z = shift(sums, p * COLUMNS), shift(residual, p * g.residual_w)
+            v = add(load_vector(row, i), added)
+            if g.residual:
+                v = add(v, load_some(z, g.residual_c, row, i, n))
+            store_numbers(out, p * g.out_w + i, activated(row, v, g.activation), n)
+
+
+@jit(inline=True)
+def finish_channels(table, sums, positions, channels, bias, residual, out):
+    """Sums [channel][position] with bias, residual and activation, rounded into the output."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    for c in range(channels):
+        row, y, z = shift(sums, c * g.positions), shift(out, c * g.out_c), shift(residual, c * g.residual_c)
+        added = splat(row, load(bias, c) if g.bias else number(row, 0.0))
+        for i in range(0, positions, 16):
+            n = positions - i
+            v = add(load_vector(row, i), added)
+            if g.residual:
+                v = add(v, load_some(z, g.residual_w, row, i, n))
+            store_some(y, g.out_w, row, i, activated(row, v, g.activation), n)
+
+
+@jit(inline=True)
+def forward_share(t, threads, table, kind):
+    """Share ``t`` of ``threads`` of a correlation; ``kind`` is a number of the element type, bfloat16's an int16."""
+    keep_whole()
+    g = Layout(*unpack(table, _FIELDS))
+    short, single = np.int16(0), np.float32(0)
+    here = g.scratch + t * g.thread_bytes
+    slab, here = pointer(here, short), here + g.slab_bytes
+    sums, here = pointer(here, single), here + g.sums_bytes
+    turned, here = pointer(here, single), here + g.turned_bytes
+    square, runs = pointer(here, kind), pointer(here + g.square_bytes, table)
+    memory = Scratch(slab, sums, turned, square, runs)
+    steps, weights = pointer(g.steps, table), pointer(g.weights, short)
+    bias, residual, out = pointer(g.bias, single), pointer(g.residual, kind), pointer(g.out, kind)
+    step_weights = COLUMNS * row_shorts(kind)
+    row_blocks, column_blocks = -(-g.all_rows // g.rows), 1 if g.single else -(-g.out_width // g.columns)
+    items = (1 if g.single else g.batch * g.out_depth) * row_blocks * column_blocks * g.groups * g.k_parts
     if FORM == "amx":
         begin_tiles(g.configuration)
     for item in range(items * t // threads, items * (t + 1) // threads):
         rest, part = item // g.k_parts, item % g.k_parts
         rest, group = rest // g.groups, rest % g.groups
         rest, ow0 = rest // column_blocks, rest % column_blocks * g.columns
-        rest, oh0 = rest // row_blocks, rest % row_blocks * g.rows
-        n, od = rest // g.out_depth, rest % g.out_depth
-        rows, columns = min(g.rows, g.out_height - oh0), min(g.columns, g.out_width - ow0)
-        pack_slab(g, table, slab, n, group, od, oh0, rows, ow0, columns)
-        used = (rows - 1) * g.pitch + columns
-        # rows without a gap in the slab, the output and the residual are one run
-        gapless = g.pitch == columns and g.out_h == columns * g.out_w
-        gapless = gapless and (g.residual == 0 or g.residual_h == columns * g.residual_w)
-        runs, length = (1, used) if gapless else (rows, columns)
-        corner = n * g.out_n + od * g.out_d + oh0 * g.out_h + ow0 * g.out_w
-        other = n * g.residual_n + od * g.residual_d + oh0 * g.residual_h + ow0 * g.residual_w
+        rest, row = rest // row_blocks, rest % row_blocks * g.rows
+        rows, columns = min(g.rows, g.all_rows - row), min(g.columns, g.out_width - ow0)
+        if g.single:
+            used = rows
+            pack_run(table, kind, memory, group, row, rows)
+            run_count = find_runs(g, runs, row, used, 0, 0)
+        else:
+            used = (rows - 1) * g.pitch + columns
+            pack_slab(table, kind, memory, group, rest // g.out_depth, rest % g.out_depth, row, rows, ow0, columns)
+            first = (rest * g.all_rows + row) * g.out_width + ow0
+            run_count = find_runs(g, runs, first, used, g.pitch, columns)
         for k_block in range(g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts):
             channels = min(COLUMNS, g.group_outputs - k_block * COLUMNS)
             channel = group * g.group_outputs + k_block * COLUMNS
-            b = shift(weights, (group * g.k_blocks + k_block) * block_weights)
+            b = shift(weights, (group * g.k_blocks + k_block) * g.step_count * step_weights)
+            added, run = shift(bias, channel), 0
             for first in range(0, used, ROWS):
-                if g.tap_count:
-                    tile(g.tap_count, taps, g.pixel // CHUNK, shift(slab, first * g.pixel), g.pixel, b, sums)
+                if g.step_count:
+                    a = shift(slab, first // ROWS * g.tile_step)
+                    multiply(kind, used - first, g.step_count, steps, a, b, sums)
                 else:  # no tap of the kernel reaches here
                     zero(sums, ROWS * COLUMNS)
                 if g.out_c != 1:
                     transpose(16, sums, COLUMNS, shift(turned, first), g.positions, ROWS, COLUMNS)
                     continue
-                for p in range(first, min(first + ROWS, used)):
-                    r, q = p // g.pitch, p % g.pitch
-                    if q < columns:
-                        row = shift(sums, (p - first) * COLUMNS)
-                        y = shift(out, corner + r * g.out_h + q * g.out_w + channel)
-                        z = shift(residual, other + r * g.residual_h + q * g.residual_w + channel * g.residual_c)
-                        finish_row(g, row, channels, shift(bias, channel), 1, z, g.residual_c, extra, y, 1)
+                while run < 4 * run_count and load(runs, run) < first + ROWS:
+                    position, length = load(runs, run), load(runs, run + 1)
+                    p = max(position, first)
+                    n = min(position + length, first + ROWS) - p
+                    y = shift(out, load(runs, run + 2) + (p - position) * g.out_w + channel)
+                    z = load(runs, run + 3) + (p - position) * g.residual_w + channel * g.residual_c
+                    sum_rows = shift(sums, (p - first) * COLUMNS)
+                    finish_positions(table, sum_rows, n, channels, added, shift(residual, z), y)
+                    if position + length > first + ROWS:
+                        break
+                    run += 4
             if g.out_c == 1:
                 continue
-            for k in range(channels):
-                for r in range(runs):
-                    row = shift(turned, k * g.positions + r * g.pitch)
-                    y = shift(out, corner + (channel + k) * g.out_c + r * g.out_h)
-                    z = shift(residual, other + (channel + k) * g.residual_c + r * g.residual_h)
-                    finish_row(g, row, length, shift(bias, channel + k), 0, z, g.residual_w, extra, y, g.out_w)
+            for run in range(0, 4 * run_count, 4):
+                y = shift(out, load(runs, run + 2) + channel * g.out_c)
+                z = shift(residual, load(runs, run + 3) + channel * g.residual_c)
+                finish_channels(table, shift(turned, load(runs, run)), load(runs, run + 1), channels, added, z, y)
     if FORM == "amx":
         end_tiles()
 
 
+@jit
+def bfloat16_range(t, threads, table, chunk, kind):
+    """Share ``t`` of a correlation of bfloat16 arrays."""
+    forward_share(t, threads, table, np.int16(0))
+
+
+@jit
+def float32_range(t, threads, table, chunk, kind):
+    """Share ``t`` of a correlation of float32 arrays."""
+    forward_share(t, threads, table, np.float32(0))
+
+
 @lru_cache(maxsize=256)
 def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
-    plan = blocking.plan(c, threads)
+    plan = blocking.plan(c, itemsize, threads)
     depth, height, width = c.axes
     d, r, s = np.ogrid[: depth.kernel, : height.kernel, : width.kernel]
     r, s = r * height.dilation, s * width.dilation
     phase = (d * height.stride + r % height.stride) * width.stride + s % width.stride
-    taps = ((phase * plan.phase_rows + r // height.stride) * plan.pitch + s // width.stride) * plan.pixel
-    taps = np.ascontiguousarray(taps.ravel(), np.int64)
+    taps = (phase * plan.phase_rows + r // height.stride) * plan.pitch + s // width.stride
+    chunks = np.arange(plan.chunks)[:, None] * plan.chunk_step
+    steps = np.ascontiguousarray(chunks + taps.ravel() * blocking.row_shorts(itemsize), np.int64)
+    whole = all(np.array_equal(axis.source, np.arange(axis.out)) for axis in (height, width))
     segments, segment_count = c.segments
     fixed = (
-        plan.thread_bytes, *plan.scratch[:3], address(CONFIGURATION),
-        address(depth.source), address(height.source), address(segments), segment_count, address(taps), taps.size,
-        c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts, plan.pixel,
-        plan.rows, plan.columns, plan.slab_rows, plan.slab_columns, plan.phase_rows, plan.pitch, plan.positions,
+        plan.thread_bytes, *plan.scratch, address(CONFIGURATION),
+        address(depth.source), address(height.source), address(segments), segment_count,
+        int(whole and bool((depth.source >= 0).all())), address(steps), steps.size,
+        c.batch, c.groups, c.group_inputs, c.group_outputs, int(plan.single), plan.all_rows,
+        plan.rows, plan.columns, plan.slab_rows, plan.slab_columns, plan.phase_rows, plan.pitch,
+        plan.chunks, plan.chunk_step, plan.tile_step, plan.positions, plan.k_blocks, plan.k_parts,
         depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
     )  # fmt: skip
-    return fixed, (depth.source, height.source, segments, taps)
+    return fixed, (depth.source, height.source, segments, steps)
 
 
 class Weights(NamedTuple):
-    """What ``pack_range`` is told: the 6-D weights, their strides in elements, and where they go."""
+    """What ``pack_range`` is told."""
 
-    w: int
-    groups: int
-    outputs: int
-    inputs: int
-    depth: int
-    rows: int
-    columns: int
-    w_g: int
-    w_k: int
-    w_c: int
-    w_d: int
-    w_r: int
-    w_s: int
+    columns: int  # float32 weights, [block][tap][input][output of the block]
     packed: int
+    blocks: int
+    inputs: int
+    taps: int
+    zeros: int  # the weights of a channel that is missing
 
 
+ZEROS = np.zeros(16, np.float32)
 _WEIGHT_FIELDS = len(Weights._fields)
 
 
-@jit
-def pack_range(t, threads, table, chunk, kind):
-    """Share ``t`` of the weights: [group, k block][tap][chunk][pair of inputs][32 outputs][2], missing ones zeros."""
+@jit(inline=True)
+def pack_share(t, threads, table, kind):
+    """Share ``t`` of the weights: rows of B, [block][chunk][tap][16 outputs][pair of inputs], missing ones zeros."""
     g = Weights(*unpack(table, _WEIGHT_FIELDS))
-    short = np.int16(0)
-    w, packed = pointer(g.w, short), pointer(g.packed, short)
-    k_blocks, taps = -(-g.outputs // COLUMNS), g.depth * g.rows * g.columns
-    pixel = -(-g.inputs // CHUNK) * CHUNK
-    for block in range(g.groups * k_blocks * t // threads, g.groups * k_blocks * (t + 1) // threads):
-        group, k0 = block // k_blocks, block % k_blocks * COLUMNS
-        target = shift(packed, block * taps * pixel * COLUMNS)
-        outputs = min(COLUMNS, g.outputs - k0)
-        if outputs < COLUMNS or g.inputs < pixel:
-            zero(target, taps * pixel * COLUMNS)
-        for k in range(outputs):
-            for c in range(g.inputs):
-                source = shift(w, group * g.w_g + (k0 + k) * g.w_k + c * g.w_c)
-                place = shift(target, c // 2 * 2 * COLUMNS + 2 * k + c % 2)
-                for tap in range(taps):
-                    d, r, s = tap // (g.rows * g.columns), tap // g.columns % g.rows, tap % g.columns
-                    store(place, tap * pixel * COLUMNS, load(source, d * g.w_d + r * g.w_r + s * g.w_s))
+    row, none = row_shorts(kind), pointer(g.zeros, np.float32(0))
+    apart = 1 if row == CHUNK else CHUNK // 2  # two channels of a pair
+    for block in range(g.blocks * t // threads, g.blocks * (t + 1) // threads):
+        columns = shift(pointer(g.columns, np.float32(0)), block * g.taps * g.inputs * COLUMNS)
+        target = shift(pointer(g.packed, np.int16(0)), block * -(-g.inputs // CHUNK) * g.taps * COLUMNS * row)
+        for c in range(0, g.inputs, CHUNK):
+            for tap in range(g.taps):
+                for k in range(0, COLUMNS, 16):
+                    for p in range(16):
+                        lower = c + (2 * p if apart == 1 else p)
+                        source = shift(columns, (tap * g.inputs + lower) * COLUMNS + k)
+                        if lower + apart < g.inputs:
+                            pack_pairs(kind, source, shift(source, apart * COLUMNS), target)
+                        elif lower < g.inputs:
+                            pack_pairs(kind, source, none, target)
+                        else:
+                            zero(target, row)
+                        target = shift(target, row)
 
 
-THREAD_ELEMENTS = 1 << 14  # that pay for another thread
+@jit
+def pack_bfloat16(t, threads, table, chunk, kind):
+    """Share ``t`` of the weights in one part."""
+    pack_share(t, threads, table, np.int16(0))
+
+
+@jit
+def pack_float32(t, threads, table, chunk, kind):
+    """Share ``t`` of the weights in three parts."""
+    pack_share(t, threads, table, np.float32(0))
+
+
+THREAD_ELEMENTS = 1 << 16  # that pay for another thread
+_SHORT, _SINGLE = np.dtype(np.int16), np.dtype(np.float32)
 
 
 @lru_cache(maxsize=256)
-def _bind_pack(shape: tuple[int, ...], strides: tuple[int, ...], threads: int) -> Bound:
-    fields = Weights._make((0, *shape, *(stride // 2 for stride in strides), 0))
-    return Bound(pack_range, np.float32(0), threads, fields, (0, len(fields) - 1))
+def _bind_pack(c: Correlation, itemsize: int, threads: int) -> Bound:
+    blocks = c.groups * blocking.plan(c, itemsize, 1).k_blocks
+    fields = Weights(0, 0, blocks, c.group_inputs, c.taps, address(ZEROS))
+    return Bound(pack_bfloat16 if itemsize == 2 else pack_float32, np.float32(0), threads, fields, (0, 1))
 
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
     """Weights (groups, K/groups, C/groups, D, R, S) packed for ``c``, in the workspace or an array of their own."""
-    size = blocking.plan(c, 1).packed
-    packed = scratch.take(size, w.dtype) if scratch else aligned_empty(size, w.dtype)
+    size, more = blocking.plan(c, w.itemsize, 1).packed, blocking.unpacked(c)
+    packed = scratch.take(size, _SHORT) if scratch else aligned_empty(size, _SHORT)
     if size:
-        threads = min(threads, max(1, w.size // THREAD_ELEMENTS))
-        _bind_pack(w.shape, w.strides, threads)(address(w), address(packed))
+        mark = scratch.used if scratch else 0
+        columns = scratch.take(more, _SINGLE) if scratch else aligned_empty(more, _SINGLE)
+        pack_columns(computable(w), columns, False, COLUMNS, threads)
+        bound = _bind_pack(c, w.itemsize, min(threads, max(1, w.size // THREAD_ELEMENTS)))
+        bound(address(columns), address(packed))
+        if scratch:
+            scratch.used = mark
     return packed
 
 
-forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare, native16=True)
+forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, bfloat16_range, _prepare, native16=True)
+bf16x3 = entry_points(_pack, float32_range, _prepare)
 
 
-def unavailable() -> str | None:
-    """Why this CPU does not run these kernels, or None."""
+def unavailable(itemsize: int = 2) -> str | None:
+    """Why this CPU does not run these kernels, of arrays of that itemsize, or None."""
+    if itemsize == 4:
+        return None if AMX else "the CPU has no AMX-BF16, or the system does not let this process use it"
     return None if FORM else "the CPU has neither AMX-BF16 nor bfloat16 products that beat float32's"

@@ -99,14 +99,20 @@ def _helper_compiler() -> type:
 
 
 def _take_literals_as_numbers(dispatcher: Any) -> None:
-    """Numba compiles a callee anew for every literal (and every bool where another call passes an int): here once."""
+    """Numba compiles a callee anew for every literal (and every bool where another call passes an int): here once.
+
+    An int16 stays what it is: the element type of bfloat16 arrays.
+    """
     from numba import types
 
     original = dispatcher.get_call_template
 
+    def number(a: Any) -> Any:
+        plain = types.unliteral(a)
+        return types.int64 if isinstance(plain, (types.Integer, types.Boolean)) and plain != types.int16 else a
+
     def get_call_template(args: Any, kws: Any) -> Any:
-        numbers = [types.int64 if isinstance(types.unliteral(a), (types.Integer, types.Boolean)) else a for a in args]
-        return original(numbers, kws)
+        return original([number(a) for a in args], kws)
 
     dispatcher.get_call_template = get_call_template
 
