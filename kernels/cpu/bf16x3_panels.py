@@ -24,7 +24,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .amx import I8, I64, emit
-from .bf16x3 import BLOCK, PARTS, ROW, SHORTS, SIDE, emit_split
+from .bf16x3 import BLOCK, PARTS, ROW, SHORTS, SIDE, store_parts
 from .compile import jit
 from .simd import INDEX, Vectors, close_phis, const, keep_whole, load, open_phis, shift, store
 
@@ -52,7 +52,7 @@ def _split_rows(b: ir.IRBuilder, v: Vectors, queue: ir.Value, unit: ir.Value) ->
     target = b.gep(target, [b.mul(unit, const(UNIT * ROW))])
     for row in range(UNIT):
         low, high = (b.gep(p, [const(row * SIDE)]) for p in (lower, upper))
-        emit_split(v, low, high, b.gep(target, [const(row * ROW)]))
+        store_parts(v, [v.load(p, const(0)) for p in (low, high)], b.gep(target, [const(row * ROW)]))
 
 
 def _make_panel(height: int) -> Any:
