@@ -130,6 +130,13 @@ COSTS: dict[str, dict[str, float]] = {
         "elementwise": 1e-10,
         "written": 7e-11,
     },
+    "bf16x3 winograd": {
+        "entered": 4.5e-09,
+        "left": 3.5e-09,
+        "products": 5.6e-12,
+        "streamed": 2e-10,
+        "prepared": 4e-10,
+    },
     "bfloat16": {
         "products": 1.6e-12,
         "packed": 1e-10,
@@ -407,6 +414,26 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     }
 
 
+def bf16x3_winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
+    """Products of 16 tiles x 16 output channels, input channels in whole 32s; transforms, and the weights, as above."""
+    s = _Sizes(problem)
+    height, width = (1, *s.size)[-2:]
+    down, across = (1, *problem.geometry.dilation)[-2:]
+    tiles = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
+    tiles = max(1, s.batch * tiles)
+    share_outputs = threads > 1 and tiles < 32 * threads and s.outputs >= 16 * threads
+    rows = _up(tiles, 16)
+    blocks = 1 if share_outputs else max(threads, -(-tiles // 128))
+    weights = variant.products * _up(s.inputs, 32) * _up(s.outputs, 16) * s.groups
+    return {
+        "products": rows * weights,
+        "entered": rows * -(-s.inputs // 16) * s.groups * (threads if share_outputs else 1) * variant.products,
+        "left": rows * -(-s.outputs // 16) * s.groups * variant.products,
+        "streamed": weights * max(1, blocks),
+        "prepared": 0.0 if problem.prepared else weights,
+    }
+
+
 def _heights(tiles: int) -> int:
     """Rows computed for so many, in pieces of 14, the last one of 4, 8, 12 or 14, or the last two of 8."""
     whole, left = divmod(tiles, 14)
@@ -460,6 +487,12 @@ def winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> fl
     return _seconds("winograd", problem, threads, winograd_work(variant, problem, threads), 0.0)
 
 
+def bf16x3_winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
+    threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
+    work = bf16x3_winograd_work(variant, problem, threads)
+    return _seconds("bf16x3 winograd", problem, threads, work, 0.0)
+
+
 def pool_seconds(problem: PoolProblem, threads: int) -> float:
     """Bandwidth; each pooling has one kernel, so nothing is chosen by it."""
     return CALL_SECONDS + problem.bytes / 20e9 / threads
@@ -472,6 +505,8 @@ def reference_seconds(problem: Problem, threads: int) -> float:
 
 def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) -> tuple[str, Work]:
     """The entry of COSTS and the work behind a row's prediction, for calibration."""
+    if variant is not None and algorithm.endswith("_bf16x3"):
+        return "bf16x3 winograd", bf16x3_winograd_work(variant, problem, threads)
     if variant is not None:
         return "winograd", winograd_work(variant, problem, threads)
     if problem.direction == "grad_weight":

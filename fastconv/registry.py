@@ -23,11 +23,14 @@ from .bounds import (
     sum_bound,
     sum_typical,
     winograd_bound,
+    winograd_emulated_bound,
+    winograd_emulated_typical,
     winograd_typical,
 )
 from .costs import (
     bf16x3_direct_seconds,
     bf16x3_im2col_seconds,
+    bf16x3_winograd_seconds,
     bfloat16_seconds,
     depthwise_seconds,
     direct_seconds,
@@ -137,6 +140,10 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
     if kernel != variant.kernel:
         return f"computes kernels {variant.kernel}, not {kernel}"
     return None
+
+
+def bf16x3_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
+    return winograd_why_not(variant, problem) or no_amx(problem)
 
 
 def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
@@ -329,6 +336,23 @@ def _winograd(variant: Variant) -> Iterator[Row]:
     )
 
 
+def _bf16x3_winograd(variant: Variant) -> Iterator[Row]:
+    """The same with products by AMX."""
+    m = "x".join(str(outputs) for outputs, _ in (variant.rows, variant.columns))
+    return _conv(
+        f"winograd_{variant.name}_bf16x3",
+        f"{variant.multiplications} products for {m} outputs, each of six bfloat16 ones by AMX",
+        partial(bf16x3_winograd_seconds, variant),
+        workspace=f"bf16x3_winograd_blocking:{variant.name}.{{}}",
+        module="bf16x3_winograd",
+        variant=variant.name,
+        why_not=partial(bf16x3_winograd_why_not, variant),
+        **_winograd_fields(variant)
+        | EMULATED
+        | {"bound": partial(winograd_emulated_bound, variant), "typical": partial(winograd_emulated_typical, variant)},
+    )
+
+
 def _cuda_winograd(
     name: str, summary: str, seconds: Callable[[Any, int], float], *, module: str = "winograd",
     why_not: Callable[[Variant, Any], str | None] = cuda_winograd_why_not,
@@ -443,6 +467,7 @@ ROWS: tuple[Row, ...] = (
         why_not=not_narrow,
     ),
     *itertools.chain.from_iterable(map(_winograd, VARIANTS)),
+    *itertools.chain.from_iterable(map(_bf16x3_winograd, (v for v in VARIANTS if v.stride == 1 and v.rows[1] > 1))),
     *_conv(
         "direct_bfloat16",
         "bfloat16 products summed in float32, by AMX or AVX512-BF16",
