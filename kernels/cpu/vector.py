@@ -292,7 +292,7 @@ def load_even_within(typingctx: Any, pointer: Any, row: Any, position: Any, limi
 def _alternating(first: int) -> Any:
     def typed(typingctx: Any, low: Any, high: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return _alternate(builder, *args, first)
+            return _alternate(builder, args[0], args[1], first)
 
         return low(low, high), codegen
 
