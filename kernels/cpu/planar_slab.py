@@ -134,8 +134,9 @@ def pack_run(phases, x, start, length, target, pitch, apart):
     Of 512 channels of 14 x 14 in 32 groups ``pack_line`` and zeros around it took 375 us instead of 284 (one thread).
     """
     lanes = vector.lane_count(x)
-    if phases == 1:  # the others apart, so that LLVM makes this part of the loop over rows (8% of that convolution)
+    if phases == 1:  # the others apart and rolled, that this may be part of the loop over rows: 8% of that convolution
         for i in range(0, pitch, lanes):
+            vector.keep_rolled()
             vector.store(target, i, vector.load_within(x, 0, start + i, length, 0.0))
     else:
         split_run(phases, x, start, length, target, pitch, apart)
@@ -146,6 +147,7 @@ def split_run(phases, x, start, length, target, pitch, apart):
     keep_whole()
     lanes = vector.lane_count(x)
     for i in range(0, pitch, lanes):
+        vector.keep_rolled()
         for f in range(2):
             low = vector.load_even_within(x, 0, start + phases * i + f, length, 0.0)
             if phases == 2:
