@@ -216,7 +216,7 @@ def no_bfloat16_products(problem: ConvProblem) -> str | None:
 
 
 def no_amx(problem: ConvProblem) -> str | None:
-    reason: str | None = resolve(f"{CPU}bf16x3_im2col:unavailable")()
+    reason: str | None = resolve(f"{CPU}amx:unavailable")()
     return reason
 
 

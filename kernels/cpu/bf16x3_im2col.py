@@ -21,9 +21,9 @@ from functools import lru_cache
 import numpy as np
 
 from . import bf16x3_blocking as blocking
-from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
+from .amx import CONFIGURATION, begin_tiles, end_tiles
 from .arrays import Workspace, address, aligned_empty
-from .bf16x3 import BLOCK, CHUNK, ROW, SIDE, product_2x2, split
+from .bf16x3 import BLOCK, CHUNK, ROW, SIDE, product, split
 from .blocking import Correlation
 from .bound import Bound
 from .compile import jit
@@ -82,7 +82,7 @@ def forward_range(t, threads, table, chunk, kind):
     sums, memory = pointer(memory, kind), memory + g.sums_bytes
     turned, memory = pointer(memory, kind), memory + g.turned_bytes
     runs, out_runs = pointer(memory, table), pointer(memory + g.runs_bytes, table)
-    weights, nowhere = pointer(g.weights, short), pointer(g.row_numbers, table)
+    weights = pointer(g.weights, short)
     chunks = -(-g.group_inputs * taps // CHUNK)
     plane = g.out_depth * g.out_height * g.out_width
     total = g.batch * plane
@@ -121,10 +121,7 @@ def forward_range(t, threads, table, chunk, kind):
                 for panel in range(count):
                     right = shift(b, panel * used * 2 * BLOCK)
                     if taps:
-                        product_2x2(
-                            1, nowhere, nowhere, used, a, BLOCK, 2 * BLOCK, right, BLOCK, 2 * BLOCK,
-                            shift(to, panel * WIDTH), g.pixels, c0,
-                        )  # fmt: skip
+                        product(used, a, right, shift(to, panel * WIDTH), g.pixels, c0)
                 if c0 + channels < g.group_inputs:
                     continue
                 if not taps:  # no tap of the kernel reaches here
@@ -177,8 +174,3 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
 
 
 forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)
-
-
-def unavailable() -> str | None:
-    """Why this CPU does not run these kernels, or None."""
-    return None if AMX else "the CPU has no AMX-BF16"

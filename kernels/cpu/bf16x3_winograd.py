@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..winograd_matrices import VARIANTS, Variant
-from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
+from .amx import CONFIGURATION, begin_tiles, end_tiles
 from .arrays import KIND, Workspace, address, aligned_empty
 from .bf16x3 import BLOCK, CHUNK, ROW, SIDE, split
 from .bf16x3_panels import DEPTH, HEIGHT, enqueue, finish_queue, multiply_columns
@@ -201,11 +201,6 @@ def _pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, 
 @lru_cache(maxsize=256)
 def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     return fixed(f, c, itemsize, plan(f, c, threads), configuration=address(CONFIGURATION))
-
-
-def unavailable() -> str | None:
-    """Why this CPU cannot, or None."""
-    return None if AMX else "the CPU has no AMX-BF16"
 
 
 def _variant(f: Variant) -> EntryPoints:
