@@ -29,7 +29,7 @@ from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, resolve, rows_for
 from .settings import DEFAULTS, Options, check_algorithm, current, get_num_threads
 
-DEFAULT_MAX_ERROR = 200.0
+DEFAULT_MAX_ERROR = 256.0
 """Limit on automatic choices, in multiples of the direct algorithm's error bound; see :func:`fastconv.options`."""
 
 KEPT_WORKSPACE = 96 << 20
@@ -126,6 +126,8 @@ def _limits(row: Row, problem: Problem, chosen: Options, workspace: int, bound: 
         return f"algorithm={chosen.algorithm!r} was asked for"
     limit = chosen.max_error
     if limit is None and not forced:
+        if not row.automatic:
+            return "is chosen only where it or max_error is asked for: it loses more to rounding than the others"
         limit = DEFAULT_MAX_ERROR
     ratio = bound / sum_bound(problem) if bound else 0.0
     if limit is not None and ratio > limit:

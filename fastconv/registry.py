@@ -64,7 +64,8 @@ class Row:
     Variants of one algorithm share a ``family``; left out, it is the algorithm's own name. An algorithm that computes
     outputs by tiles from common intermediate numbers names the ``tile``, its outputs along the last axes: ``bound`` is
     then relative to the neighbourhood of an output (see :func:`winograd_bound`). Its integers are exact in float64
-    where the weights are multiples of ``integer_scale``, and only there. ``instances`` names the function that lists
+    where the weights are multiples of ``integer_scale``, and only there. ``automatic`` says whether the row may be chosen
+    where neither it nor a ``max_error`` was asked for. ``instances`` names the function that lists
     what a CUDA kernel may launch: :class:`fastconv.kernels.cuda.module.Instance`, each compiled by a test.
     """
 
@@ -84,6 +85,7 @@ class Row:
     instances: str | None = None
     family: str = ""
     deterministic: bool = True
+    automatic: bool = True
     precision: str = "ieee"
     tile: tuple[int, ...] = ()
     integer_scale: int = 1
@@ -307,6 +309,11 @@ def _cuda_conv(
         )
 
 
+AUTOMATIC_SPREAD = 6
+"""How many times larger than the products of a tap intermediate numbers may be in what is chosen by default: 3.6 in
+F(4x4, 3x3), 3.8 in F(4x4, 5x5), 5.5 in F(5x5, 3x3), but 6.9 in F(6x6, 3x3)."""
+
+
 def _winograd_fields(variant: Variant) -> dict[str, Any]:
     """Fields that a variant's rows have on every device."""
     return {
@@ -315,6 +322,7 @@ def _winograd_fields(variant: Variant) -> dict[str, Any]:
         "typical": partial(winograd_typical, variant),
         "tile": (variant.rows[0], variant.columns[0]),
         "integer_scale": variant.denominator,
+        "automatic": variant.spread / math.sqrt(variant.taps) < AUTOMATIC_SPREAD,
     }
 
 
