@@ -64,9 +64,9 @@ class Row:
     Variants of one algorithm share a ``family``; left out, it is the algorithm's own name. An algorithm that computes
     outputs by tiles from common intermediate numbers names the ``tile``, its outputs along the last axes: ``bound`` is
     then relative to the neighbourhood of an output (see :func:`winograd_bound`). Its integers are exact in float64
-    where the weights are multiples of ``integer_scale``, and only there. ``automatic`` says whether the row may be chosen
-    where neither it nor a ``max_error`` was asked for. ``instances`` names the function that lists
-    what a CUDA kernel may launch: :class:`fastconv.kernels.cuda.module.Instance`, each compiled by a test.
+    where the weights are multiples of ``integer_scale``, and only there. ``automatic`` says whether the row may be
+    chosen where neither it nor a ``max_error`` was asked for. ``instances`` names the function that lists what a CUDA
+    kernel may launch: :class:`fastconv.kernels.cuda.module.Instance`, each compiled by a test.
     """
 
     op: str
