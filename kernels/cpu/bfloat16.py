@@ -99,6 +99,7 @@ class Layout(NamedTuple):
     all_rows: int
     rows: int
     columns: int
+    small: int  # rows of a block of channels-last output, if not 0
     slab_rows: int
     slab_columns: int
     phase_rows: int
@@ -165,23 +166,22 @@ def pack_positions(table, kind, source, step, memory, first, p0, n):
             if phase >= g.stride_w:
                 position, phase = position - back, 0
         return
-    for p in range(0, n, 16):
-        for j in range(g.chunks):
-            s, channels, positions = shift(source, j * CHUNK * g.x_c + p * step), g.group_inputs - j * CHUNK, n - p
+    for j in range(g.chunks):  # rows of 32 planes at a time, whose lines the caches' prefetchers foresee
+        channels, chunk = g.group_inputs - j * CHUNK, shift(slab, j * g.chunk_step)
+        at, turn = position, phase
+        for p in range(0, n, 16):
+            s, positions = shift(source, j * CHUNK * g.x_c + p * step), min(16, n - p)
             if step == 1:
                 transpose_pixels(s, g.x_c, square, channels, positions)
             else:
                 for c in range(min(channels, CHUNK)):
-                    for q in range(min(16, positions)):
+                    for q in range(positions):
                         store(square, q * CHUNK + c, load(s, c * g.x_c + q * step))
-            at, turn = position, phase
-            for q in range(min(16, positions)):
-                pack_pixel(shift(square, q * CHUNK), shift(slab, place(g, kind, at) + j * g.chunk_step), channels)
+            for q in range(positions):
+                pack_pixel(shift(square, q * CHUNK), shift(chunk, place(g, kind, at)), channels)
                 at, turn = at + phase_step, turn + 1
                 if turn >= g.stride_w:
                     at, turn = at - back, 0
-        position, phase, _ = phase_of(g, p0 + p + 16)
-        position += first
 
 
 @jit(inline=True)
@@ -343,7 +343,8 @@ def forward_share(t, threads, table, kind):
     steps, weights = pointer(g.steps, table), pointer(g.weights, short)
     bias, residual, out = pointer(g.bias, single), pointer(g.residual, kind), pointer(g.out, kind)
     step_weights = COLUMNS * row_shorts(kind)
-    row_blocks, column_blocks = -(-g.all_rows // g.rows), 1 if g.single else -(-g.out_width // g.columns)
+    block_rows = min(g.rows, g.small) if g.small and g.out_c == 1 else g.rows
+    row_blocks, column_blocks = -(-g.all_rows // block_rows), 1 if g.single else -(-g.out_width // g.columns)
     items = (1 if g.single else g.batch * g.out_depth) * row_blocks * column_blocks * g.groups * g.k_parts
     if FORM == "amx":
         begin_tiles(g.configuration)
@@ -351,8 +352,8 @@ def forward_share(t, threads, table, kind):
         rest, part = item // g.k_parts, item % g.k_parts
         rest, group = rest // g.groups, rest % g.groups
         rest, ow0 = rest // column_blocks, rest % column_blocks * g.columns
-        rest, row = rest // row_blocks, rest % row_blocks * g.rows
-        rows, columns = min(g.rows, g.all_rows - row), min(g.columns, g.out_width - ow0)
+        rest, row = rest // row_blocks, rest % row_blocks * block_rows
+        rows, columns = min(block_rows, g.all_rows - row), min(g.columns, g.out_width - ow0)
         if g.single:
             used = rows
             pack_run(table, kind, memory, group, row, rows)
@@ -426,7 +427,7 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
         address(depth.source), address(height.source), address(segments), segment_count,
         int(whole and bool((depth.source >= 0).all())), address(steps), steps.size,
         c.batch, c.groups, c.group_inputs, c.group_outputs, int(plan.single), plan.all_rows,
-        plan.rows, plan.columns, plan.slab_rows, plan.slab_columns, plan.phase_rows, plan.pitch,
+        plan.rows, plan.columns, plan.small, plan.slab_rows, plan.slab_columns, plan.phase_rows, plan.pitch,
         plan.chunks, plan.chunk_step, plan.tile_step, plan.positions, plan.k_blocks, plan.k_parts,
         depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
     )  # fmt: skip
