@@ -47,9 +47,9 @@ def problems() -> Iterator[tuple[str, ConvProblem]]:
 
 
 def caller(candidate: dispatch.Candidate, problem: ConvProblem, threads: int) -> Callable[[], None]:
-    """A call of one row, on arrays of ones."""
-    g = problem.geometry
-    x, w, y = (np.ones(shape, np.float32) for shape in (g.input_shape, g.weight_shape, g.output_shape))
+    """A call of one row, on random numbers: AMX is faster with zeros, and ones are split into two of them."""
+    g, draw = problem.geometry, np.random.default_rng(0).standard_normal
+    x, w, y = (draw(shape, np.float32) for shape in (g.input_shape, g.weight_shape, g.output_shape))
     if problem.layout == "channels_last":
         x, y = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, y))
     if problem.direction == "grad_weight":
@@ -82,14 +82,14 @@ def best_seconds(calls: dict[str, Callable[[], None]], seconds: float, rounds: i
     return best
 
 
-def measure(threads: int, seconds: float) -> list[dict[str, Any]]:
+def measure(threads: int, seconds: float, precision: str) -> list[dict[str, Any]]:
     """One record a problem: GFLOP/s of each row, the one chosen, and what the choice loses."""
-    records = []
+    records, allowed = [], settings.Options(precision=precision)
     for name, problem in problems():
-        rows = dispatch.candidates(problem, settings.Options(), threads)
+        rows = dispatch.candidates(problem, allowed, threads)
         able = [c for c in rows if c.able and c.row.family != "reference"]
         times = best_seconds({c.algorithm: caller(c, problem, threads) for c in able}, seconds)
-        chosen = dispatch.choose(problem, threads=threads).algorithm
+        chosen = dispatch.choose(problem, allowed, threads).algorithm
         records.append(
             {
                 "case": name,
@@ -132,13 +132,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.choices", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.02, help="spent on one measurement, at least (0.02)")
+    parser.add_argument("--precision", choices=settings.PRECISIONS, default="ieee")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write; the table goes beside it as .md")
     options = parser.parse_args(arguments)
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": "python -m bench.choices " + " ".join(sys.argv[1:] if arguments is None else arguments),
         "machine": machine.describe(), "versions": machine.versions(), "threads": options.threads,
-        "ceilings": machine.ceilings(options.threads), "records": measure(options.threads, options.seconds),
+        "ceilings": machine.ceilings(options.threads),
+        "records": measure(options.threads, options.seconds, options.precision),
     }  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")

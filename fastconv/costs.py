@@ -85,12 +85,11 @@ COSTS: dict[str, dict[str, float]] = {
     "planar": {
         "elementwise": 3.4e-10,
         "packed": 2.49e-10,
-        "prepared": 1.6e-09,
-        "products": 1.41e-11,
-        "ragged": 9.02e-12,
+        "prepared": 8e-10,
+        "products": 1.15e-11,
         "scattered": 1.31e-09,
         "streamed": 2.92e-10,
-        "sums": 7.59e-11,
+        "sums": 3e-11,
         "written": 2.18e-11,
     },
     "pointwise": {
@@ -104,6 +103,7 @@ COSTS: dict[str, dict[str, float]] = {
         "written": 5.33e-11,
     },
     "winograd": {
+        "calls": 4e-08,
         "entered": 4.96e-09,
         "entered, spilled": 2.25e-09,
         "left, spilled": 1.94e-10,
@@ -130,6 +130,13 @@ COSTS: dict[str, dict[str, float]] = {
         "elementwise": 1e-10,
         "written": 7e-11,
     },
+    "bf16x3 winograd": {
+        "entered": 4.5e-09,
+        "left": 3.5e-09,
+        "products": 5.6e-12,
+        "streamed": 2e-10,
+        "prepared": 4e-10,
+    },
     "bfloat16": {
         "products": 1.6e-12,
         "packed": 1e-10,
@@ -145,6 +152,8 @@ BLOCK_PIXELS = 300  # of direct's block of positions: each block reads all weigh
 PANEL_PIXELS = 192  # of im2col's
 PLANE_BYTES = 256 << 10  # of planar's
 PANEL_BYTES = 160 << 10  # of pointwise's
+PANEL = 48  # pixels of a full tile of planar's
+LAID_BETWEEN = 1.1  # what planar's products take with their sums laid between those of other phases
 STRIDED_TAPS = 6  # times that taps of a stride's phases, gathered one by one, take of those that are neighbours
 L2_BYTES = 1.5e6  # of weights that stay in the cache from one block to the next
 
@@ -255,13 +264,21 @@ def lanes_weight_work(problem: ConvProblem) -> Work:
 
 
 def planar_work(problem: ConvProblem) -> Work:
-    """Lanes are pixels of a row, 8 output channels a tile. Blocks are small where channels are many, and each reads all
-    weights. An input gradient computes the phases of its stride from one block."""
-    s, stride = _Sizes(problem), problem.geometry.stride
+    """Lanes are pixels of a row, 8 output channels a tile. Rows that leave tiles half empty take longer, or tiles go on
+    to the next row. Blocks are small where channels are many, and each reads all weights. An input gradient computes
+    the phases of its stride from one block."""
+    from .kernels.cpu.planar_blocking import row_times  # a kernel module: none is imported with fastconv
+
+    s, g = _Sizes(problem), problem.geometry
+    columns, stride = max(1, s.size[-1]), g.stride
     if problem.direction == "forward" or stride[-1] == 1:
-        return _pixel_work(problem, s, s.size[-1], PLANE_BYTES // max(stride))
-    work = _pixel_work(problem, s, -(-s.size[-1] // stride[-1]), PLANE_BYTES * math.prod(stride))
-    return {**work, "scattered": 0.0, "phases": 0.0}
+        rows = s.pixels / columns * _up(s.outputs, 8) * s.groups
+        between = -(-g.dilation[-1] * (g.kernel_size[-1] - 1) // stride[-1])
+        times = row_times(math.ceil(s.depth), columns, columns + between)
+        work = _pixel_work(problem, s, columns, PLANE_BYTES // max(stride))
+        return {**work, "products": rows * PANEL * min(times)}
+    work = _pixel_work(problem, s, -(-columns // stride[-1]), PLANE_BYTES * math.prod(stride))
+    return {**work, "products": work["products"] * LAID_BETWEEN, "scattered": 0.0, "phases": 0.0}
 
 
 def pointwise_work(problem: ConvProblem) -> Work:
@@ -279,7 +296,6 @@ def _pixel_work(problem: ConvProblem, s: _Sizes, width: int, slab: int) -> Work:
     return {
         "products": sums * s.depth,
         "sums": sums,
-        "ragged": sums if width % 16 else 0.0,
         "packed": s.read,
         "written": s.written,
         "strided": s.read if s.strided else 0.0,
@@ -393,6 +409,7 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     return {
         "products": sums / variant.products * variant.multiplications * s.inputs,
         "sums": sums,
+        "calls": blocks * variant.products * s.groups,  # of the tiles: few channels a group make them short
         "entered": entered * variant.stride,  # V of all phases goes through L3: twice the time on 128 channels of 56x56
         "entered, spilled": entered * spilled,
         "left": left * variant.products,
@@ -404,6 +421,26 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
         "prepared": weights * (STRIDED_TAPS if variant.parts > 1 else 1) if kept else 0.0,
         "prepared, beyond": weights * beyond if kept else 0.0,
         "prepared call": threads if kept else 0.0,
+    }
+
+
+def bf16x3_winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
+    """Products of 16 tiles x 16 output channels, input channels in whole 32s; transforms, and the weights, as above."""
+    s = _Sizes(problem)
+    height, width = (1, *s.size)[-2:]
+    down, across = (1, *problem.geometry.dilation)[-2:]
+    tiles = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
+    tiles = max(1, s.batch * tiles)
+    share_outputs = threads > 1 and tiles < 32 * threads and s.outputs >= 16 * threads
+    rows = _up(tiles, 16)
+    blocks = 1 if share_outputs else max(threads, -(-tiles // 128))
+    weights = variant.products * _up(s.inputs, 32) * _up(s.outputs, 16) * s.groups
+    return {
+        "products": rows * weights,
+        "entered": rows * -(-s.inputs // 16) * s.groups * (threads if share_outputs else 1) * variant.products,
+        "left": rows * -(-s.outputs // 16) * s.groups * variant.products,
+        "streamed": weights * max(1, blocks),
+        "prepared": 0.0 if problem.prepared else weights,
     }
 
 
@@ -460,6 +497,12 @@ def winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> fl
     return _seconds("winograd", problem, threads, winograd_work(variant, problem, threads), 0.0)
 
 
+def bf16x3_winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
+    threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
+    work = bf16x3_winograd_work(variant, problem, threads)
+    return _seconds("bf16x3 winograd", problem, threads, work, 0.0)
+
+
 def pool_seconds(problem: PoolProblem, threads: int) -> float:
     """Bandwidth; each pooling has one kernel, so nothing is chosen by it."""
     return CALL_SECONDS + problem.bytes / 20e9 / threads
@@ -472,6 +515,8 @@ def reference_seconds(problem: Problem, threads: int) -> float:
 
 def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) -> tuple[str, Work]:
     """The entry of COSTS and the work behind a row's prediction, for calibration."""
+    if variant is not None and algorithm.endswith("_bf16x3"):
+        return "bf16x3 winograd", bf16x3_winograd_work(variant, problem, threads)
     if variant is not None:
         return "winograd", winograd_work(variant, problem, threads)
     if problem.direction == "grad_weight":

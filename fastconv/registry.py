@@ -23,11 +23,14 @@ from .bounds import (
     sum_bound,
     sum_typical,
     winograd_bound,
+    winograd_emulated_bound,
+    winograd_emulated_typical,
     winograd_typical,
 )
 from .costs import (
     bf16x3_direct_seconds,
     bf16x3_im2col_seconds,
+    bf16x3_winograd_seconds,
     bfloat16_seconds,
     depthwise_seconds,
     direct_seconds,
@@ -61,8 +64,9 @@ class Row:
     Variants of one algorithm share a ``family``; left out, it is the algorithm's own name. An algorithm that computes
     outputs by tiles from common intermediate numbers names the ``tile``, its outputs along the last axes: ``bound`` is
     then relative to the neighbourhood of an output (see :func:`winograd_bound`). Its integers are exact in float64
-    where the weights are multiples of ``integer_scale``, and only there. ``instances`` names the function that lists
-    what a CUDA kernel may launch: :class:`fastconv.kernels.cuda.module.Instance`, each compiled by a test.
+    where the weights are multiples of ``integer_scale``, and only there. ``automatic`` says whether the row may be
+    chosen where neither it nor a ``max_error`` was asked for. ``instances`` names the function that lists what a CUDA
+    kernel may launch: :class:`fastconv.kernels.cuda.module.Instance`, each compiled by a test.
     """
 
     op: str
@@ -81,6 +85,7 @@ class Row:
     instances: str | None = None
     family: str = ""
     deterministic: bool = True
+    automatic: bool = True
     precision: str = "ieee"
     tile: tuple[int, ...] = ()
     integer_scale: int = 1
@@ -137,6 +142,10 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
     if kernel != variant.kernel:
         return f"computes kernels {variant.kernel}, not {kernel}"
     return None
+
+
+def bf16x3_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
+    return no_amx(problem) or winograd_why_not(variant, problem)
 
 
 def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
@@ -209,7 +218,7 @@ def no_bfloat16_products(problem: ConvProblem) -> str | None:
 
 
 def no_amx(problem: ConvProblem) -> str | None:
-    reason: str | None = resolve(f"{CPU}bf16x3_im2col:unavailable")()
+    reason: str | None = resolve(f"{CPU}amx:unavailable")()
     return reason
 
 
@@ -300,6 +309,11 @@ def _cuda_conv(
         )
 
 
+AUTOMATIC_SPREAD = 6
+"""How many times larger than the products of a tap intermediate numbers may be in what is chosen by default: 3.6 in
+F(4x4, 3x3), 3.8 in F(4x4, 5x5), 5.5 in F(5x5, 3x3), but 6.9 in F(6x6, 3x3)."""
+
+
 def _winograd_fields(variant: Variant) -> dict[str, Any]:
     """Fields that a variant's rows have on every device."""
     return {
@@ -308,6 +322,7 @@ def _winograd_fields(variant: Variant) -> dict[str, Any]:
         "typical": partial(winograd_typical, variant),
         "tile": (variant.rows[0], variant.columns[0]),
         "integer_scale": variant.denominator,
+        "automatic": variant.spread / math.sqrt(variant.taps) < AUTOMATIC_SPREAD,
     }
 
 
@@ -326,6 +341,23 @@ def _winograd(variant: Variant) -> Iterator[Row]:
         dtypes=("float32", "float64"),
         why_not=partial(winograd_why_not, variant),
         **_winograd_fields(variant),
+    )
+
+
+def _bf16x3_winograd(variant: Variant) -> Iterator[Row]:
+    """The same with products by AMX."""
+    m = "x".join(str(outputs) for outputs, _ in (variant.rows, variant.columns))
+    return _conv(
+        f"winograd_{variant.name}_bf16x3",
+        f"{variant.multiplications} products for {m} outputs, each of six bfloat16 ones by AMX",
+        partial(bf16x3_winograd_seconds, variant),
+        workspace=f"bf16x3_winograd_blocking:{variant.name}.{{}}",
+        module="bf16x3_winograd",
+        variant=variant.name,
+        why_not=partial(bf16x3_winograd_why_not, variant),
+        **_winograd_fields(variant)
+        | EMULATED
+        | {"bound": partial(winograd_emulated_bound, variant), "typical": partial(winograd_emulated_typical, variant)},
     )
 
 
@@ -443,6 +475,7 @@ ROWS: tuple[Row, ...] = (
         why_not=not_narrow,
     ),
     *itertools.chain.from_iterable(map(_winograd, VARIANTS)),
+    *itertools.chain.from_iterable(map(_bf16x3_winograd, (v for v in VARIANTS if v.stride == 1 and v.rows[1] > 1))),
     *_conv(
         "direct_bfloat16",
         "bfloat16 products summed in float32, by AMX or AVX512-BF16",

@@ -74,7 +74,8 @@ def options(
         1 admits only algorithms as accurate as direct. Explicit limits bind forced algorithms too.
     workspace_limit : most bytes of scratch memory a kernel may use.
     deterministic : only kernels that give the same bits on every run.
-    precision : ``"ieee"``, or ``"tf32"`` / ``"emulated"`` to also allow such kernels on GPUs that have them.
+    precision : ``"ieee"``; ``"emulated"`` to also allow float32 products made of bfloat16 ones, as exact but for the
+        smallest and largest numbers, on CPUs with AMX; ``"tf32"`` to also allow such kernels on GPUs.
     num_threads : CPU threads a call may use, 1 to 1024.
 
     Raises

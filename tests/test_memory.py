@@ -39,7 +39,9 @@ def growth(call):
     return status("VmHWM") - before
 
 fastconv.set_num_threads(2)
-algorithm, shape, filters, kernel, stride, padding, groups = json.loads(sys.argv[1])
+algorithm, precision, shape, filters, kernel, stride, padding, groups = json.loads(sys.argv[1])
+allowed = fastconv.options(precision=precision)
+allowed.__enter__()
 x, w = np.ones(shape, np.float32), np.ones((filters, shape[1] // groups, kernel, kernel), np.float32)
 options = {"stride": stride, "padding": padding, "groups": groups, "algorithm": algorithm}
 plan = fastconv.plan_conv2d(x.shape, w, **options)
@@ -80,7 +82,7 @@ def problem(layer):
 )
 def test_a_call_takes_the_memory_that_it_states(row, layer):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([row.algorithm, *LAYERS[layer]])],
+        [sys.executable, "-c", PROGRAM, json.dumps([row.algorithm, row.precision, *LAYERS[layer]])],
         capture_output=True, text=True, cwd=Path(os.sep), env={**os.environ, "MALLOC_TOP_PAD_": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -21,9 +21,9 @@ from functools import lru_cache
 import numpy as np
 
 from . import bf16x3_blocking as blocking
-from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
+from .amx import CONFIGURATION, begin_tiles, end_tiles
 from .arrays import Workspace, address, aligned_empty
-from .bf16x3 import BLOCK, CHUNK, ROW, SIDE, product_2x2, split
+from .bf16x3 import BLOCK, CHUNK, ROW, SIDE, product, split
 from .blocking import Correlation
 from .bound import Bound
 from .compile import jit
@@ -32,13 +32,13 @@ from .gemm import transpose, zero
 from .im2col import FIELDS, Layout, constants, place, unroll
 from .im2col import split as split_runs
 from .phases import entry_points
-from .simd import pointer, shift, unpack, vector_lanes
+from .simd import copy, pointer, shift, unpack, vector_lanes
 
 WIDTH = 2 * SIDE  # positions of a panel, output channels of a tile
 
 
 @jit(inline=True)
-def split_rows(source, step, target, count, chunks, short):
+def split_rows(source, step, target, count, chunks):
     """B of ``count`` panels, from ``chunks`` times 32 rows, ``step`` apart."""
     for panel in range(count):
         to = shift(target, panel * chunks * 2 * BLOCK)
@@ -48,6 +48,25 @@ def split_rows(source, step, target, count, chunks, short):
                 for row in range(SIDE):
                     low = shift(lower, row * step)
                     split(low, shift(low, SIDE * step), shift(to, ((2 * chunk + block) * SIDE + row) * ROW))
+
+
+@jit(inline=True)
+def split_planes(source, step, channels, positions, rows, target, chunks):
+    """B of ``positions`` neighbours in planes ``step`` apart, a 1x1 kernel's matrix: split as they lie.
+
+    Copying them first takes as long again (256 channels of 56 x 56: 204 of 753 us).
+    """
+    whole = positions // WIDTH
+    last = channels % CHUNK
+    if last == 0:
+        split_rows(source, step, target, whole, chunks)
+    first = whole if last == 0 else 0
+    for panel in range(first, -(-positions // WIDTH)):
+        n = min(WIDTH, positions - panel * WIDTH)
+        zero(rows, chunks * CHUNK * WIDTH)
+        for c in range(channels):
+            copy(shift(source, c * step + panel * WIDTH), shift(rows, c * WIDTH), n)
+        split_rows(rows, WIDTH, shift(target, panel * chunks * 2 * BLOCK), 1, chunks)
 
 
 @jit
@@ -63,9 +82,12 @@ def forward_range(t, threads, table, chunk, kind):
     sums, memory = pointer(memory, kind), memory + g.sums_bytes
     turned, memory = pointer(memory, kind), memory + g.turned_bytes
     runs, out_runs = pointer(memory, table), pointer(memory + g.runs_bytes, table)
-    weights, nowhere = pointer(g.weights, short), pointer(g.row_numbers, table)
+    weights = pointer(g.weights, short)
     chunks = -(-g.group_inputs * taps // CHUNK)
-    total = g.batch * g.out_depth * g.out_height * g.out_width
+    plane = g.out_depth * g.out_height * g.out_width
+    total = g.batch * plane
+    in_place = g.whole and g.x_w == 1 and (g.x_h == g.out_width or g.out_height == 1)
+    in_place = in_place and (g.x_d == g.out_height * g.out_width or g.out_depth == 1)
     items = g.blocks * g.groups * g.k_parts
     run_block, run_count, out_count = -1, 0, 0  # the block that the runs describe
     begin_tiles(g.configuration)
@@ -83,10 +105,15 @@ def forward_range(t, threads, table, chunk, kind):
         for c0 in range(0, g.group_inputs, g.channels):
             channels = min(g.channels, g.group_inputs - c0)
             x = shift(pointer(g.x, kind), (group * g.group_inputs + c0) * g.x_c)
-            unroll(g, lanes, table, x, channels, runs, run_count, rows, taps * g.pixels, g.pixels, 0, taps * run_count)
             used = -(-channels * taps // CHUNK)
-            zero(shift(rows, channels * taps * g.pixels), (used * CHUNK - channels * taps) * g.pixels)
-            split_rows(rows, g.pixels, b, count, used, short)
+            if in_place and first // plane == (last - 1) // plane:
+                source = shift(x, first // plane * g.x_n + first % plane)
+                split_planes(source, g.x_c, channels, last - first, rows, b, used)
+            else:
+                items, row = taps * run_count, g.pixels
+                unroll(g, lanes, table, x, channels, runs, run_count, rows, taps * row, row, 0, items)
+                zero(shift(rows, channels * taps * row), (used * CHUNK - channels * taps) * row)
+                split_rows(rows, row, b, count, used)
             for tile in range(first_tile, last_tile):
                 a = shift(weights, ((group * g.tiles + tile) * chunks + c0 * taps // CHUNK) * 2 * BLOCK)
                 held = 0 if g.channels == g.group_inputs else tile - first_tile
@@ -94,10 +121,7 @@ def forward_range(t, threads, table, chunk, kind):
                 for panel in range(count):
                     right = shift(b, panel * used * 2 * BLOCK)
                     if taps:
-                        product_2x2(
-                            1, nowhere, nowhere, used, a, BLOCK, 2 * BLOCK, right, BLOCK, 2 * BLOCK,
-                            shift(to, panel * WIDTH), g.pixels, c0,
-                        )  # fmt: skip
+                        product(used, a, right, shift(to, panel * WIDTH), g.pixels, c0)
                 if c0 + channels < g.group_inputs:
                     continue
                 if not taps:  # no tap of the kernel reaches here
@@ -119,7 +143,8 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     """The plan of one of blocking's cached correlations, which compare by identity."""
     plan = blocking.im2col(c, threads)
     sizes = (plan.pixels, plan.blocks, plan.channels, 1, plan.tiles, plan.k_parts)
-    return constants(c, plan.scratch, sizes, address(CONFIGURATION))
+    whole = all(np.array_equal(axis.source, np.arange(axis.out)) for axis in c.axes) and c.taps == 1
+    return constants(c, plan.scratch, sizes, address(CONFIGURATION), whole)
 
 
 @jit
@@ -149,8 +174,3 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
 
 
 forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, forward_range, _prepare)
-
-
-def unavailable() -> str | None:
-    """Why this CPU does not run these kernels, or None."""
-    return None if AMX else "the CPU has no AMX-BF16"

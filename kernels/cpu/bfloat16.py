@@ -26,7 +26,7 @@ import numpy as np
 
 from . import bfloat16_blocking as blocking
 from .activations import activated
-from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
+from .amx import CONFIGURATION, begin_tiles, end_tiles
 from .arrays import Workspace, address, aligned_empty, computable
 from .bfloat16_blocking import CHUNK, COLUMNS, ROWS
 from .bfloat16_tiles import (
@@ -515,8 +515,6 @@ forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, bfloat1
 bf16x3 = entry_points(_pack, float32_range, _prepare)
 
 
-def unavailable(itemsize: int = 2) -> str | None:
-    """Why this CPU does not run these kernels, of arrays of that itemsize, or None."""
-    if itemsize == 4:
-        return None if AMX else "the CPU has no AMX-BF16, or the system does not let this process use it"
+def unavailable() -> str | None:
+    """Why this CPU does not multiply bfloat16 arrays as they are, or None."""
     return None if FORM else "the CPU has neither AMX-BF16 nor bfloat16 products that beat float32's"

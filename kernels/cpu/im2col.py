@@ -118,7 +118,8 @@ class Layout(NamedTuple):
     tiles: int
     k_parts: int
     row_numbers: int  # 0, 1, 2, ...: where the rows of a tile's weights begin
-    configuration: int  # of AMX's tile registers, for ``bf16x3_im2col``
+    configuration: int  # of AMX's tile registers; this and the next for ``bf16x3_im2col`` only
+    whole: int  # not 0: output position p reads input position p and no other
 
 
 FIELDS = len(Layout._fields)
@@ -268,7 +269,7 @@ _ROWS = np.arange(2 * TILE_ROWS, dtype=np.int64)
 
 
 def constants(
-    c: Correlation, scratch: tuple[int, ...], sizes: tuple[int, ...], configuration: int = 0
+    c: Correlation, scratch: tuple[int, ...], sizes: tuple[int, ...], configuration: int = 0, whole: bool = False
 ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The constant part of a Layout, and the arrays whose addresses are in it."""
     depth, height, width = c.axes
@@ -282,7 +283,8 @@ def constants(
         sum(scratch), *(scratch + (0,) * 4)[:4],
         address(depth.source), address(height.source), address(segments), address(starts),
         c.batch, c.groups, c.group_inputs, c.group_outputs, *c.kernel,
-        depth.stride, height.stride, depth.dilation, height.dilation, *c.out, *sizes, address(_ROWS), configuration,
+        depth.stride, height.stride, depth.dilation, height.dilation, *c.out, *sizes, address(_ROWS),
+        configuration, whole,
     )  # fmt: skip
     return fixed, (depth.source, height.source, segments, starts)
 

@@ -41,6 +41,29 @@ from .caches import caches
 PACK_CHANNELS = 16  # input channels whose taps are gathered at once
 
 
+class Grid(NamedTuple):
+    """The cells of an image, by strips of ``strip`` cell columns, in each strip row by row."""
+
+    dilation_h: int
+    dilation_w: int
+    tile_rows: int  # of all phases
+    cell_columns: int
+    cell_w: int  # output columns of a cell
+    strip: int
+    phases: int  # tiles of a cell
+    total: int  # cells of all images, 1 where there are none
+    tiles: int
+
+    def buffers(self, f: Variant, cells: int, lanes: int) -> tuple[int, int, int, int]:
+        """Columns of a slab, and elements of a slab, rows of the output and those turned, for blocks of ``cells``."""
+        narrowest = self.cell_columns - (self.cell_columns - 1) // self.strip * self.strip  # here blocks have most rows
+        rows, (stride_h, stride_w) = min(self.tile_rows, -(-cells // narrowest) + 1), f.strides
+        columns = stride_w * (self.strip * self.cell_w + (f.columns[1] - 1) * self.dilation_w)
+        positions = f.rows[0] * self.strip * self.cell_w
+        slab = stride_h * (rows * f.rows[0] + f.rows[1] - 1) * columns * lanes
+        return columns, slab, (positions + lanes) * lanes, round_up(positions, lanes) * lanes
+
+
 @dataclass(frozen=True)
 class Plan:
     """The plan of a Winograd correlation.
@@ -49,13 +72,9 @@ class Plan:
     a range of these numbers, so blocks are as equal as can be whatever the size of the image.
     """
 
-    dilation_h: int
-    dilation_w: int
-    tile_rows: int  # of all phases
-    cell_columns: int
-    cell_w: int  # output columns of a cell
-    strip: int
+    grid: Grid
     blocks: int
+    unit: int  # cells of which blocks are multiples
     k_parts: int
     k_group: int  # tile columns of output channels multiplied before their outputs are transformed
     k_blocks: int
@@ -98,21 +117,28 @@ def dilation(f: tuple[int, int], axis: Axis) -> int:
 
 
 @lru_cache(maxsize=256)
+def grid(f: Variant, c: Correlation) -> Grid:
+    _, height, across = c.axes
+    dilation_h, dilation_w = dilation(f.rows, height), dilation(f.columns, across)
+    tile_rows, cell_w = axis_tiles(f.rows, height.out, dilation_h), f.columns[0] * dilation_w
+    columns = -(-across.out // cell_w)
+    strip, total = even(columns, STRIP_TILES // dilation_w), max(1, c.batch * tile_rows * columns)
+    tiles = max(1, c.batch * tile_rows * axis_tiles(f.columns, across.out, dilation_w))
+    phases = max(1, min(dilation_w, across.out))
+    return Grid(dilation_h, dilation_w, tile_rows, columns, cell_w, strip, phases, total, tiles)
+
+
+@lru_cache(maxsize=256)
 def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int = 0, once: bool = False) -> Plan:
     """Plan for tiles of ``columns`` elements (0: the widest of any CPU); ``once``: for weights that serve one call."""
     widest = MAX_COLUMN_BYTES // itemsize
     width = columns or widest
     lanes, line = width // TILE_VECTORS, LINE_BYTES // itemsize
-    _, height, across = c.axes
-    dilation_h, dilation_w = dilation(f.rows, height), dilation(f.columns, across)
-    tile_rows, cell_w = axis_tiles(f.rows, height.out, dilation_h), f.columns[0] * dilation_w
-    cell_columns, phases = -(-across.out // cell_w), max(1, min(dilation_w, across.out))
-    total = max(1, c.batch * tile_rows * cell_columns)
-    strip = even(cell_columns, STRIP_TILES // dilation_w)
+    cells_of = grid(f, c)
+    total, phases = cells_of.total, cells_of.phases
     channels, k_blocks = f.parts * round_up(c.group_inputs, line), -(-c.group_outputs // width)
     depth = f.parts * round_up(c.group_inputs, lanes) if f.parts > 1 else c.group_inputs
-    every = max(1, c.batch * tile_rows * axis_tiles(f.columns, across.out, dilation_w))
-    most, group, k_parts = _block(f, c, itemsize, every, strip * phases, threads)
+    most, group, k_parts = _block(f, c, itemsize, cells_of.tiles, cells_of.strip * phases, threads)
     blocks = -(-total // max(1, most // phases))
     if k_parts == 1 and blocks * c.groups < 16 * threads:
         blocks = min(total, round_up(blocks, threads))
@@ -126,22 +152,14 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         held = max(lanes, CHUNK_BYTES // (f.products * MAX_COLUMN_BYTES) // lanes * lanes)
         chunk, u_group, packed = min(round_up(c.group_inputs, lanes), held), 1, 0
     k_group, u_xi = min(u_group, -(-k_blocks // k_parts)), chunk * width + line
-    narrowest = cell_columns - (cell_columns - 1) // strip * strip  # the last strip, where a block has most rows
-    rows = min(tile_rows, -(-cells // narrowest) + 1)
-    stride_h, stride_w = f.strides
-    slab_columns = stride_w * strip * cell_w + (f.columns[1] - 1) * dilation_w * stride_w
     v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
     v_xi, m_xi = channels // lanes * v_block + line, k_group * TILE_VECTORS * m_block + line
-    positions = f.rows[0] * strip * cell_w
-    elements = every * f.outputs * (c.in_channels + c.out_channels)  # of the images
+    elements = cells_of.tiles * f.outputs * (c.in_channels + c.out_channels)  # of the images
+    slab_columns, slab, rows, turned = cells_of.buffers(f, cells, lanes)
     return Plan(
-        dilation_h,
-        dilation_w,
-        tile_rows,
-        cell_columns,
-        cell_w,
-        strip,
+        cells_of,
         blocks,
+        1,
         k_parts,
         k_group,
         k_blocks,
@@ -157,11 +175,11 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         m_xi,
         caches().l2 < SMALL_L2 and itemsize * (elements + packed) > caches().l3,
         (
-            aligned(stride_h * (rows * f.rows[0] + f.rows[1] - 1) * slab_columns * lanes * itemsize),
+            aligned(slab * itemsize),
             aligned((f.products * v_xi + MAX_TILE_ROWS * lanes) * itemsize),
             aligned(f.products * m_xi * itemsize),
-            aligned((positions + lanes) * lanes * itemsize),
-            aligned(round_up(positions, lanes) * lanes * itemsize),
+            aligned(rows * itemsize),
+            aligned(turned * itemsize),
             aligned(4 * lanes * itemsize),
             aligned((64 + tiles + MAX_TILE_ROWS + 4 * f.rows[0]) * 8),
             aligned((f.products * u_xi + chunk * f.taps * width) * itemsize) if chunk else 0,

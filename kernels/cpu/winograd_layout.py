@@ -11,7 +11,7 @@ from ..winograd_matrices import VARIANTS, Variant
 from .arrays import address
 from .blocking import Axis, Correlation, progressions
 from .simd import columns
-from .winograd_blocking import dilation, plan
+from .winograd_blocking import Plan, dilation, plan
 from .winograd_transforms import compiled, input_tiles, output_tiles, weight_tiles
 from .winograd_weights import Taps
 
@@ -82,6 +82,7 @@ class Layout(NamedTuple):
     cell_columns: int
     strip: int  # cell columns of a strip
     blocks: int  # of consecutive cells
+    unit: int  # cells of which blocks are multiples
     k_parts: int
     k_group: int
     k_blocks: int
@@ -102,6 +103,7 @@ class Layout(NamedTuple):
     m_block: int
     m_xi: int
     fetch_input: int  # not 0: while one block is multiplied, the next one's input is prefetched
+    configuration: int  # of AMX's tile registers; 0: not used
     itemsize: int
 
 
@@ -139,23 +141,30 @@ def prepare(
     f: Variant, c: Correlation, itemsize: int, threads: int, taps: Taps | None = None
 ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The constant part of a Layout, and the arrays whose addresses are in it; ``taps``: of weights not packed."""
-    p = plan(f, c, itemsize, threads, columns(itemsize), taps is not None)
+    return fixed(f, c, itemsize, plan(f, c, itemsize, threads, columns(itemsize), taps is not None), taps)
+
+
+def fixed(
+    f: Variant, c: Correlation, itemsize: int, p: Plan, taps: Taps | None = None, configuration: int = 0
+) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    """The same for a plan."""
     dtype, variant = np.dtype(f"f{itemsize}"), VARIANTS.index(f)
     _, height, width = c.axes
     source_h, rows = _rows_of_tiles(f, height)
     stride_h, stride_w = f.strides
-    overlap = stride_w * (f.columns[1] - 1) * p.dilation_w
-    segments, segment_count = progressions(_padded(width.source, stride_w * p.cell_columns * p.cell_w + overlap))
-    fixed = (
+    g = p.grid
+    overlap = stride_w * (f.columns[1] - 1) * g.dilation_w
+    segments, segment_count = progressions(_padded(width.source, stride_w * g.cell_columns * g.cell_w + overlap))
+    numbers = (
         p.thread_bytes, *p.scratch[:7],
         address(source_h), address(rows), address(segments), segment_count,
         compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
         compiled(weight_tiles, dtype, variant),
-        f.rows[0], f.columns[0], p.dilation_h, p.dilation_w, p.cell_w, *f.strides, p.part, p.depth, *f.points,
+        f.rows[0], f.columns[0], g.dilation_h, g.dilation_w, g.cell_w, *f.strides, p.part, p.depth, *f.points,
         stride_h * (f.rows[1] - 1), overlap, f.products, f.taps,
         c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
-        p.tile_rows, p.cell_columns, p.strip, p.blocks,
+        g.tile_rows, g.cell_columns, g.strip, p.blocks, p.unit,
         p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, *(taps or (0,) * len(Taps._fields)), p.u_group,
-        p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, itemsize,
+        p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, configuration, itemsize,
     )  # fmt: skip
-    return fixed, (source_h, rows, segments)
+    return numbers, (source_h, rows, segments)
