@@ -145,7 +145,7 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
 
 
 def bf16x3_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    return winograd_why_not(variant, problem) or no_amx(problem)
+    return no_amx(problem) or winograd_why_not(variant, problem)
 
 
 def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
