@@ -85,12 +85,11 @@ COSTS: dict[str, dict[str, float]] = {
     "planar": {
         "elementwise": 3.4e-10,
         "packed": 2.49e-10,
-        "prepared": 1.6e-09,
-        "products": 1.41e-11,
-        "ragged": 9.02e-12,
+        "prepared": 8e-10,
+        "products": 1.15e-11,
         "scattered": 1.31e-09,
         "streamed": 2.92e-10,
-        "sums": 7.59e-11,
+        "sums": 3e-11,
         "written": 2.18e-11,
     },
     "pointwise": {
@@ -104,6 +103,7 @@ COSTS: dict[str, dict[str, float]] = {
         "written": 5.33e-11,
     },
     "winograd": {
+        "calls": 4e-08,
         "entered": 4.96e-09,
         "entered, spilled": 2.25e-09,
         "left, spilled": 1.94e-10,
@@ -152,6 +152,8 @@ BLOCK_PIXELS = 300  # of direct's block of positions: each block reads all weigh
 PANEL_PIXELS = 192  # of im2col's
 PLANE_BYTES = 256 << 10  # of planar's
 PANEL_BYTES = 160 << 10  # of pointwise's
+PANEL = 48  # pixels of a full tile of planar's
+LAID_BETWEEN = 1.1  # what planar's products take with their sums laid between those of other phases
 STRIDED_TAPS = 6  # times that taps of a stride's phases, gathered one by one, take of those that are neighbours
 L2_BYTES = 1.5e6  # of weights that stay in the cache from one block to the next
 
@@ -262,13 +264,21 @@ def lanes_weight_work(problem: ConvProblem) -> Work:
 
 
 def planar_work(problem: ConvProblem) -> Work:
-    """Lanes are pixels of a row, 8 output channels a tile. Blocks are small where channels are many, and each reads all
-    weights. An input gradient computes the phases of its stride from one block."""
-    s, stride = _Sizes(problem), problem.geometry.stride
+    """Lanes are pixels of a row, 8 output channels a tile. Rows that leave tiles half empty take longer, or tiles go on
+    to the next row. Blocks are small where channels are many, and each reads all weights. An input gradient computes
+    the phases of its stride from one block."""
+    from .kernels.cpu.planar_blocking import row_times  # a kernel module: none is imported with fastconv
+
+    s, g = _Sizes(problem), problem.geometry
+    columns, stride = max(1, s.size[-1]), g.stride
     if problem.direction == "forward" or stride[-1] == 1:
-        return _pixel_work(problem, s, s.size[-1], PLANE_BYTES // max(stride))
-    work = _pixel_work(problem, s, -(-s.size[-1] // stride[-1]), PLANE_BYTES * math.prod(stride))
-    return {**work, "scattered": 0.0, "phases": 0.0}
+        rows = s.pixels / columns * _up(s.outputs, 8) * s.groups
+        between = -(-g.dilation[-1] * (g.kernel_size[-1] - 1) // stride[-1])
+        times = row_times(math.ceil(s.depth), columns, columns + between)
+        work = _pixel_work(problem, s, columns, PLANE_BYTES // max(stride))
+        return {**work, "products": rows * PANEL * min(times)}
+    work = _pixel_work(problem, s, -(-columns // stride[-1]), PLANE_BYTES * math.prod(stride))
+    return {**work, "products": work["products"] * LAID_BETWEEN, "scattered": 0.0, "phases": 0.0}
 
 
 def pointwise_work(problem: ConvProblem) -> Work:
@@ -286,7 +296,6 @@ def _pixel_work(problem: ConvProblem, s: _Sizes, width: int, slab: int) -> Work:
     return {
         "products": sums * s.depth,
         "sums": sums,
-        "ragged": sums if width % 16 else 0.0,
         "packed": s.read,
         "written": s.written,
         "strided": s.read if s.strided else 0.0,
@@ -400,6 +409,7 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     return {
         "products": sums / variant.products * variant.multiplications * s.inputs,
         "sums": sums,
+        "calls": blocks * variant.products * s.groups,  # of the tiles: few channels a group make them short
         "entered": entered * variant.stride,  # V of all phases goes through L3: twice the time on 128 channels of 56x56
         "entered, spilled": entered * spilled,
         "left": left * variant.products,

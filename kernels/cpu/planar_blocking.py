@@ -139,16 +139,25 @@ def _cut(n: int, most: int, others: int, threads: int, multiple: int = 1) -> int
 TILE_STEP, TILE_ENDS, TILE_COPY = (0.0, 0.4, 0.69, 1.0), 4.0, 8.0
 
 
-def _joins_rows(c: Correlation, columns: int, pitch: int, lanes: int) -> bool:
-    """Whether tiles had better go on from row to row, though they also multiply what lies between the rows.
+def row_times(steps: int, columns: int, pitch: int, lanes: int = SQUARE_ROWS) -> tuple[float, float]:
+    """What eight channels of an output row take, in such times: in tiles of its own, and where tiles go on from row to
+    row, though they also multiply what lies between rows ``pitch`` apart.
 
-    55 pixels are three vectors and half of another, which has a tile of its own; of rows 57 apart a tile is never less
-    than full.
+    55 pixels are three vectors and half of another, which has a tile of its own; of rows 57 apart no tile is less than
+    full.
+
+    >>> row_times(363, 55, 57)
+    (516.2, 445.3125)
     """
-    steps, vectors = c.group_inputs * c.taps, -(-columns // lanes)
+    vectors, panel = -(-columns // lanes), PIXEL_VECTORS * lanes
     tiles = [min(PIXEL_VECTORS, vectors - i) for i in range(0, vectors, PIXEL_VECTORS)]
     apart = sum(steps * TILE_STEP[n] + TILE_ENDS for n in tiles)
-    return steps > 0 and pitch / (PIXEL_VECTORS * lanes) * (steps + TILE_ENDS + TILE_COPY) < apart
+    return apart, pitch / panel * (steps + TILE_ENDS + TILE_COPY)
+
+
+def _joins_rows(c: Correlation, columns: int, pitch: int, lanes: int) -> bool:
+    apart, joined = row_times(c.group_inputs * c.taps, columns, pitch, lanes)
+    return c.taps > 0 and joined < apart
 
 
 @lru_cache(maxsize=512)
