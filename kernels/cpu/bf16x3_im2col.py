@@ -11,7 +11,7 @@ The matrix and its blocks are ``im2col``'s; a block has all rows (c, r), or as m
         finish: bias, residual, activation, store                       sums -> out
 
 Splitting a number takes 0.3 cycles, its products with 64 output channels 0.9: that, and copying it once for each tap,
-is why 3x3 kernels with many channels are better served by ``bf16x3_direct`` and Winograd.
+is why 3x3 kernels with many channels are better served by ``bfloat16``'s loops, in three parts, and Winograd.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def forward_range(t, threads, table, chunk, kind):
                 source = shift(x, first // plane * g.x_n + first % plane)
                 split_planes(source, g.x_c, channels, last - first, rows, b, used)
             else:
-                items, row = taps * run_count, g.pixels
-                unroll(g, lanes, table, x, channels, runs, run_count, rows, taps * row, row, 0, items)
+                row = g.pixels
+                unroll(g, lanes, table, x, channels, runs, run_count, rows, taps * row, row, 0, taps * run_count)
                 zero(shift(rows, channels * taps * row), (used * CHUNK - channels * taps) * row)
                 split_rows(rows, row, b, count, used)
             for tile in range(first_tile, last_tile):
