@@ -19,8 +19,8 @@ of 32 are a pair, so :func:`split` makes a row of two vectors without a shuffle.
     B  row p     [part 1 | part 2 | part 3]   a part: (w[p][0], w[p + 16][0]), (w[p][1], w[p + 16][1]), ...  16 columns
 
 Infinities and NaNs make every sum that they enter NaN or infinite (inf - inf is the remainder of an infinity), and
-numbers from 2**128 - 2**119 on, that a bfloat16 number rounds to infinity, count as infinite. Parts below 2**-126 count
-as zero: numbers below 2**-103 lose digits.
+numbers from 2**128 - 2**119 on, that a bfloat16 number rounds to infinity, count as infinite. What is below 2**-126
+counts as zero, parts as well as their products: numbers below 2**-103 lose digits, and so do products below 2**-102.
 """
 
 from __future__ import annotations
