@@ -27,8 +27,8 @@ from fastconv.kernels.winograd_matrices import VARIANTS
 from .choices import problems
 
 KEPT = {kernel: costs.COSTS[kernel] for kernel in ("bfloat16", "bf16x3 direct", "bf16x3 winograd")}
-"""Not among a default run's choices, which are of float32 by its own products: read off ResNet's layers in bfloat16, and
-fitted to the layers of up to 1.2e9 multiply-adds of ``python -m bench.choices --precision emulated``."""
+"""Not among a default run's choices, which are of float32 by its own products: read off ResNet's layers in bfloat16,
+fitted by themselves to prepared layers of up to 1.2e9 multiply-adds under ``precision="emulated"``."""
 
 TIE = 0.04  # predictions so close, relatively, may fall either way
 STIFFNESS = 0.02  # how much a constant resists being moved away from its fit
