@@ -207,4 +207,4 @@ def _variant(f: Variant) -> EntryPoints:
     return entry_points(partial(_pack, f), forward_range, partial(_prepare, f))
 
 
-f2x2_3x3, f3x3_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5 = map(_variant, COMPUTED)
+f4x4_3x3, f4x4_5x5 = map(_variant, COMPUTED)

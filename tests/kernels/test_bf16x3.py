@@ -1,5 +1,7 @@
 """float32 numbers as three bfloat16 numbers, and their products by AMX: exact parts, float32 accuracy, guard pages."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -89,3 +91,18 @@ def test_what_is_not_finite_stays_in_its_row_and_column(rng):
     assert not finite[[3, 27]].any()
     assert not finite[:, 31].any()
     assert np.delete(np.delete(finite, [3, 27], 0), 31, 1).all()
+
+
+def test_runs_only_where_it_is_asked_for(rng):
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 256, 14, 14), (256, 256, 1, 1)))
+    call = partial(fastconv.conv2d, x, w)
+    before = call()
+    with fastconv.options(precision="emulated"):
+        assert fastconv.explain(fastconv.conv2d, x, w).chosen.endswith("_bf16x3")
+        after, plan = call(), fastconv.plan_conv2d(x.shape, w)
+    assert not np.array_equal(after, before)
+    np.testing.assert_array_equal(call(), before)
+    assert plan.algorithm.endswith("_bf16x3")  # a plan keeps what it was made under
+    for precision in ("ieee", "tf32"):
+        with fastconv.options(precision=precision), pytest.raises(ValueError, match="precision='emulated' allows"):
+            call(algorithm="direct_bf16x3")
