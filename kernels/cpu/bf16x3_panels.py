@@ -30,8 +30,8 @@ from .simd import INDEX, Vectors, close_phis, const, keep_whole, load, open_phis
 
 HEIGHT = 4  # blocks of A multiplied at once: with one of A and three of B these are all tile registers
 UNIT = 4  # rows of a unit of the queue
-QUEUE = 7
-DONE, COUNT, SOURCE, TARGET, UPPER, EACH, JUMP = range(QUEUE)
+QUEUE = 8
+DONE, COUNT, SOURCE, AFTER, TARGET, UPPER, EACH, JUMP = range(QUEUE)
 DEPTH = 2  # chunks of a pass
 ROW_BYTES, BLOCK_BYTES, LINE = 2 * ROW, 2 * BLOCK, 64
 AHEAD = 16 * BLOCK_BYTES
@@ -43,12 +43,17 @@ def _field(b: ir.IRBuilder, queue: ir.Value, place: int) -> ir.Value:
 
 def _split_rows(b: ir.IRBuilder, v: Vectors, queue: ir.Value, unit: ir.Value) -> None:
     """Split unit ``unit`` of the queue."""
-    source = b.inttoptr(_field(b, queue, SOURCE), v.element.as_pointer())
+    source, after = (b.inttoptr(_field(b, queue, n), v.element.as_pointer()) for n in (SOURCE, AFTER))
     target = b.inttoptr(_field(b, queue, TARGET), ir.IntType(16).as_pointer())
     second = b.icmp_signed(">=", unit, _field(b, queue, EACH))
     offset = b.select(second, _field(b, queue, JUMP), const(0))
-    lower = b.gep(source, [b.add(offset, b.mul(unit, const(UNIT * SIDE)))])
-    upper = b.gep(lower, [_field(b, queue, UPPER)])
+    offset, step = b.add(offset, b.mul(unit, const(UNIT * SIDE))), _field(b, queue, UPPER)
+    lower, after = (b.gep(p, [offset]) for p in (source, after))
+    upper = b.gep(lower, [step])
+    for row in range(UNIT):
+        for place in (after, b.gep(after, [step])):
+            line = b.bitcast(b.gep(place, [const(row * SIDE)]), I8.as_pointer())
+            v.prefetch(line, write=False, level=2)
     target = b.gep(target, [b.mul(unit, const(UNIT * ROW))])
     for row in range(UNIT):
         low, high = (b.gep(p, [const(row * SIDE)]) for p in (lower, upper))
@@ -132,12 +137,13 @@ def _split_queued(typingctx: Any, queue: Any, unit: Any, like: Any) -> Any:
 
 
 @jit(inline=True)
-def enqueue(queue, chunks, height, source, v_block, target):
+def enqueue(queue, chunks, height, source, after, v_block, target):
     """Let the next products split so many blocks of 16 rows of so many chunks, at most DEPTH."""
     each = height * (SIDE // UNIT)
     store(queue, DONE, 0)
     store(queue, COUNT, chunks * each)
     store(queue, SOURCE, source)
+    store(queue, AFTER, after)
     store(queue, TARGET, target)
     store(queue, UPPER, v_block)
     store(queue, EACH, each)

@@ -48,15 +48,14 @@ def clear_missing(g, kind, v, tiles):
 
 
 @jit(inline=True)
-def enqueue_step(g, queue, v, a, step, blocks, chunks):
-    """Let step ``step`` of :func:`multiply` be split: some chunks of some tiles of one ξ."""
+def step_at(g, v, step, blocks, chunks):
+    """What a step of :func:`multiply` takes: a ξ, its first chunk and how many, the first block and how many, V."""
     panels, passes = -(-blocks // HEIGHT), -(-chunks // DEPTH)
     panel, chunk, xi = step % panels, step // panels % passes * DEPTH, step // (panels * passes)
     first = blocks * panel // panels
     height, depth = blocks * (panel + 1) // panels - first, min(DEPTH, chunks - chunk)
     source = v + (xi * g.v_xi + 2 * chunk * g.v_block + first * SIDE * SIDE) * g.itemsize
-    enqueue(queue, depth, height, source, g.v_block, a + step % 2 * A_BYTES)
-    return xi, chunk, depth, first, height
+    return xi, chunk, depth, first, height, source
 
 
 @jit(inline=True)
@@ -66,12 +65,15 @@ def multiply(g, kind, v, m, queue, a, tiles, group, k, k_end):
     blocks, chunks = -(-tiles // SIDE), -(-g.depth // CHUNK)
     weights = pointer(g.weights, short)
     steps = g.products * -(-blocks // HEIGHT) * -(-chunks // DEPTH)
-    now = enqueue_step(g, queue, v, a, 0, blocks, chunks)
+    now = step_at(g, v, 0, blocks, chunks)
+    following = step_at(g, v, min(1, steps - 1), blocks, chunks)
+    enqueue(queue, now[2], now[4], now[5], following[5], g.v_block, a)
     for step in range(steps):
         finish_queue(queue, kind)
-        xi, chunk, depth, first, height = now
+        xi, chunk, depth, first, height, _ = now
+        now, following = following, step_at(g, v, min(step + 2, steps - 1), blocks, chunks)
         if step + 1 < steps:
-            now = enqueue_step(g, queue, v, a, step + 1, blocks, chunks)
+            enqueue(queue, now[2], now[4], now[5], following[5], g.v_block, a + (step + 1) % 2 * A_BYTES)
         panel = ((group * g.products + xi) * chunks + chunk) * g.k_blocks + k * depth
         c = pointer(m + (xi * g.m_xi + first * SIDE * SIDE) * g.itemsize, kind)
         here = pointer(a + step % 2 * A_BYTES, short)
