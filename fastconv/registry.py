@@ -51,7 +51,7 @@ from .costs_cuda import (
     cuda_winograd_fused_seconds,
     cuda_winograd_seconds,
 )
-from .kernels.winograd_matrices import VARIANTS, Variant
+from .kernels.winograd_matrices import BF16X3, VARIANTS, Variant
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
 Predicate = Callable[[Any], str | None]
@@ -467,7 +467,7 @@ ROWS: tuple[Row, ...] = (
         why_not=not_narrow,
     ),
     *itertools.chain.from_iterable(map(_winograd, VARIANTS)),
-    *itertools.chain.from_iterable(map(_bf16x3_winograd, (v for v in VARIANTS if v.stride == 1 and v.rows[1] > 1))),
+    *itertools.chain.from_iterable(map(_bf16x3_winograd, BF16X3)),
     *_conv(
         "direct_bfloat16",
         "bfloat16 products summed in float32, by AMX or AVX512-BF16",

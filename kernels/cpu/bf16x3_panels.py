@@ -1,18 +1,21 @@
-"""Products of bf16x3 whose operands come fresh: while one matrix A is multiplied, the next one is split.
+"""Products of bf16x3 whose operand A comes fresh: while one is multiplied, the next one is split.
 
-    C[i][k] = sum over c of A[i][c] B[c][k]        for blocks of 16 rows of A and 16 columns of B, see ``bf16x3``
+    C[i][k] (+)= sum over c of A[i][c] B[c][k]        for blocks of 16 rows of A and 16 columns of B, see ``bf16x3``
 
-    A    [chunk][block][row][part][32]      chunks of 32 numbers along the sum
+    A    [chunk][block][row][part][32]      at most DEPTH chunks of 32 numbers along the sum, HEIGHT blocks
     B    [chunk][row][part][32]             of one column of blocks: a panel
     C    [block][row][16]
 
-Splitting 16 rows takes longer than a third of a block's products. Both at once take as long as the products:
-TDPBF16PS waits 16 cycles for its turn and leaves all other units idle. So each step of the products splits 16 rows of
-what comes next, as long as there are any in the queue:
+A's tiles take turns in one register, B's three parts and C's blocks have the others. TDPBF16PS waits 16 cycles for its
+turn and leaves the other units idle, so after each six of them a unit of the queue is split, 4 rows:
 
-    queue   done, count, source, target, upper, offsets...
-            block ``u`` of 16 rows is read at ``source + offsets[u]`` and ``upper`` elements on (see ``bf16x3.split``),
-            a row 16 elements after the other, and written to ``target + u * BLOCK``
+    queue   DONE of COUNT units are; a unit's rows are at SOURCE, 16 elements apart, and UPPER elements on (see
+            ``bf16x3.split``), the second chunk JUMP further, from unit EACH on; they go to TARGET one after another.
+            The same rows of AFTER are asked for: what is split next.
+
+With all operands in L1 splitting is hidden by half, from L2 by a quarter or less. Tried: panels of 32 and 48 rows, one
+buffer for A (split between steps, not meanwhile), asking for C ahead: all within 5%; passes of one chunk: 10% slower;
+all of the sum in one pass, A in L2: 0 to 10% slower.
 """
 
 from __future__ import annotations
@@ -61,7 +64,8 @@ def _split_rows(b: ir.IRBuilder, v: Vectors, queue: ir.Value, unit: ir.Value) ->
 
 
 def _make_panel(height: int) -> Any:
-    """An intrinsic ``(chunks, a, a_chunk, b, c, queue)``: ``height`` blocks of A by a panel of B."""
+    """An intrinsic ``(chunks, a, a_chunk, b, c, more, queue)``: ``height`` blocks of A by a panel of B
+    are added to C where ``more`` is not 0, else written to it."""
 
     @intrinsic
     def panel(typingctx: Any, chunks: Any, a: Any, a_chunk: Any, b: Any, c: Any, more: Any, queue: Any) -> Any:
