@@ -75,7 +75,7 @@ def networks() -> list[str]:
         f"Whole networks, milliseconds for one image of 224×224, 2 threads of an {machines}: an ONNX model on "
         "fastconv's executor and on the best of ONNX Runtime, OpenVINO and PyTorch channels-last; a PyTorch model, "
         "eager and channels-last, and the same after `convert(model)`. Emulated: float32 products made of "
-        "bfloat16 ones, `precision=\"emulated\"`."
+        'bfloat16 ones, `precision="emulated"`.'
     )
     lines = [textwrap.fill(about, 118), "", "| network | ONNX | emulated | best other | | PyTorch | converted | |"]
     lines.append("|---|" + "---:|" * 7)

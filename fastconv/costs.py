@@ -85,12 +85,11 @@ COSTS: dict[str, dict[str, float]] = {
     "planar": {
         "elementwise": 3.4e-10,
         "packed": 2.49e-10,
-        "prepared": 1.6e-09,
-        "products": 1.41e-11,
-        "ragged": 9.02e-12,
+        "prepared": 8e-10,
+        "products": 1.15e-11,
         "scattered": 1.31e-09,
         "streamed": 2.92e-10,
-        "sums": 7.59e-11,
+        "sums": 3e-11,
         "written": 2.18e-11,
     },
     "pointwise": {
@@ -104,6 +103,7 @@ COSTS: dict[str, dict[str, float]] = {
         "written": 5.33e-11,
     },
     "winograd": {
+        "calls": 4e-08,
         "entered": 4.96e-09,
         "entered, spilled": 2.25e-09,
         "left, spilled": 1.94e-10,
@@ -117,25 +117,18 @@ COSTS: dict[str, dict[str, float]] = {
         "turned": 3.71e-09,
     },
     "bf16x3 direct": {
-        "packed": 3e-10,
+        "packed": 2e-10,
         "prepared": 6e-10,
-        "products": 6.6e-12,
-        "written": 3e-10,
-    },
-    "bf16x3 im2col": {
-        "pieces": 2e-09,
-        "prepared": 1.2e-09,
-        "products": 5.6e-12,
-        "split": 2.2e-10,
-        "elementwise": 1e-10,
-        "written": 7e-11,
+        "products": 6.27e-12,
+        "turned": 2.63e-10,
+        "written": 2.46e-10,
     },
     "bf16x3 winograd": {
-        "entered": 4.5e-09,
-        "left": 3.5e-09,
-        "products": 5.6e-12,
-        "streamed": 2e-10,
+        "entered": 3.34e-09,
+        "left": 6.74e-09,
         "prepared": 4e-10,
+        "products": 6.15e-12,
+        "streamed": 2.04e-10,
     },
     "bfloat16": {
         "products": 1.6e-12,
@@ -152,6 +145,8 @@ BLOCK_PIXELS = 300  # of direct's block of positions: each block reads all weigh
 PANEL_PIXELS = 192  # of im2col's
 PLANE_BYTES = 256 << 10  # of planar's
 PANEL_BYTES = 160 << 10  # of pointwise's
+PANEL = 48  # pixels of a full tile of planar's
+LAID_BETWEEN = 1.1  # what planar's products take with their sums laid between those of other phases
 STRIDED_TAPS = 6  # times that taps of a stride's phases, gathered one by one, take of those that are neighbours
 L2_BYTES = 1.5e6  # of weights that stay in the cache from one block to the next
 
@@ -262,13 +257,21 @@ def lanes_weight_work(problem: ConvProblem) -> Work:
 
 
 def planar_work(problem: ConvProblem) -> Work:
-    """Lanes are pixels of a row, 8 output channels a tile. Blocks are small where channels are many, and each reads all
-    weights. An input gradient computes the phases of its stride from one block."""
-    s, stride = _Sizes(problem), problem.geometry.stride
+    """Lanes are pixels of a row, 8 output channels a tile. Rows that leave tiles half empty take longer, or tiles go on
+    to the next row. Blocks are small where channels are many, and each reads all weights. An input gradient computes
+    the phases of its stride from one block."""
+    from .kernels.cpu.planar_blocking import row_times  # a kernel module: none is imported with fastconv
+
+    s, g = _Sizes(problem), problem.geometry
+    columns, stride = max(1, s.size[-1]), g.stride
     if problem.direction == "forward" or stride[-1] == 1:
-        return _pixel_work(problem, s, s.size[-1], PLANE_BYTES // max(stride))
-    work = _pixel_work(problem, s, -(-s.size[-1] // stride[-1]), PLANE_BYTES * math.prod(stride))
-    return {**work, "scattered": 0.0, "phases": 0.0}
+        rows = s.pixels / columns * _up(s.outputs, 8) * s.groups
+        between = -(-g.dilation[-1] * (g.kernel_size[-1] - 1) // stride[-1])
+        times = row_times(math.ceil(s.depth), columns, columns + between)
+        work = _pixel_work(problem, s, columns, PLANE_BYTES // max(stride))
+        return {**work, "products": rows * PANEL * min(times)}
+    work = _pixel_work(problem, s, -(-columns // stride[-1]), PLANE_BYTES * math.prod(stride))
+    return {**work, "products": work["products"] * LAID_BETWEEN, "scattered": 0.0, "phases": 0.0}
 
 
 def pointwise_work(problem: ConvProblem) -> Work:
@@ -286,7 +289,6 @@ def _pixel_work(problem: ConvProblem, s: _Sizes, width: int, slab: int) -> Work:
     return {
         "products": sums * s.depth,
         "sums": sums,
-        "ragged": sums if width % 16 else 0.0,
         "packed": s.read,
         "written": s.written,
         "strided": s.read if s.strided else 0.0,
@@ -330,20 +332,6 @@ def im2col_weight_work(problem: ConvProblem) -> Work:
     }
 
 
-def bf16x3_im2col_work(problem: ConvProblem) -> Work:
-    """Tiles of 32 output channels x 32 positions; rows of the matrix in whole chunks of 32."""
-    s = _Sizes(problem)
-    matrix = s.pixels * _up(s.inputs * s.taps, 32) * s.groups
-    return {
-        "products": matrix * _up(s.outputs, 32),
-        "split": matrix,
-        "pieces": matrix / max(1, s.size[-1]),
-        "elementwise": matrix if s.strided or s.last else 0.0,
-        "written": s.written,
-        "prepared": 0.0 if problem.prepared else s.weights,
-    }
-
-
 def depthwise_work(problem: ConvProblem) -> Work:
     """Lanes are pixels of a row, or channels where the layout is channels-last and each is a group of its own."""
     s = _Sizes(problem)
@@ -368,6 +356,7 @@ def bfloat16_work(problem: ConvProblem) -> Work:
         "products": s.pixels * s.taps * _up(s.inputs, 32) * _up(s.outputs, 32) * s.groups,
         "packed": s.read * _up(s.inputs, 32) / s.inputs,
         "written": s.written,
+        "turned": 0.0 if s.last else s.read + s.written,
         "prepared": 0.0 if problem.prepared else s.weights,
     }
 
@@ -400,6 +389,7 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     return {
         "products": sums / variant.products * variant.multiplications * s.inputs,
         "sums": sums,
+        "calls": blocks * variant.products * s.groups,  # of the tiles: few channels a group make them short
         "entered": entered * variant.stride,  # V of all phases goes through L3: twice the time on 128 channels of 56x56
         "entered, spilled": entered * spilled,
         "left": left * variant.products,
@@ -461,7 +451,6 @@ planar_seconds = _predict("planar", planar_work)
 pointwise_seconds = _predict("pointwise", pointwise_work)
 depthwise_seconds = _predict("depthwise", depthwise_work)
 bf16x3_direct_seconds = _predict("bf16x3 direct", bfloat16_work)
-bf16x3_im2col_seconds = _predict("bf16x3 im2col", bf16x3_im2col_work)
 bfloat16_seconds = _predict("bfloat16", bfloat16_work)
 
 
@@ -520,6 +509,6 @@ def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) ->
         "direct": ("direct", direct_work), "im2col": ("im2col", im2col_work),
         "pointwise": ("pointwise", pointwise_work), "direct_planar": ("planar", planar_work),
         "depthwise": ("depthwise", depthwise_work), "direct_bfloat16": ("bfloat16", bfloat16_work),
-        "direct_bf16x3": ("bf16x3 direct", bfloat16_work), "im2col_bf16x3": ("bf16x3 im2col", bf16x3_im2col_work),
+        "direct_bf16x3": ("bf16x3 direct", bfloat16_work),
     }[algorithm]  # fmt: skip
     return kernel, work(problem)

@@ -29,7 +29,7 @@ from .problem import ConvProblem, Problem
 from .registry import ROWS, Row, resolve, rows_for
 from .settings import DEFAULTS, Options, check_algorithm, current, get_num_threads
 
-DEFAULT_MAX_ERROR = 200.0
+DEFAULT_MAX_ERROR = 256.0
 """Limit on automatic choices, in multiples of the direct algorithm's error bound; see :func:`fastconv.options`."""
 
 KEPT_WORKSPACE = 96 << 20
@@ -75,13 +75,14 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [str(self.problem), f"chosen: {self.chosen} ({self.reason})", ""]
-        lines.append(f"  {'algorithm':<18}{'predicted':>12}{'workspace':>12}{'error bound':>13}  able")
+        width = 1 + max(map(len, ("algorithm", *(c.algorithm for c in self.rows))))
+        lines.append(f"  {'algorithm':<{width}}{'predicted':>12}{'workspace':>12}{'error bound':>13}  able")
         for c in self.rows:
             mark = ">" if c.algorithm == self.chosen else " "
             seconds = "-" if c.seconds == math.inf else f"{c.seconds * 1e3:.3f} ms"
             workspace = f"{c.workspace_bytes / 1024:.0f} KiB"
             lines.append(
-                f"{mark} {c.algorithm:<18}{seconds:>12}{workspace:>12}{c.error_bound:>13.1e}  {c.refusal or 'yes'}"
+                f"{mark} {c.algorithm:<{width}}{seconds:>12}{workspace:>12}{c.error_bound:>13.1e}  {c.refusal or 'yes'}"
             )
         return "\n".join(lines)
 
@@ -91,7 +92,7 @@ def candidates(problem: Problem, chosen: Options, threads: int) -> tuple[Candida
     forced = _forced(problem, chosen)
     weighed = []
     for row in rows_for(problem.op, problem.direction, problem.device):
-        refusal = row.refuses(problem)
+        refusal = _refusal(row, problem, chosen)
         workspace = 0 if refusal else row.workspace_bytes(problem, threads)
         seconds = math.inf if refusal else row.seconds(problem, threads)
         bound = row.bound(problem)
@@ -99,6 +100,13 @@ def candidates(problem: Problem, chosen: Options, threads: int) -> tuple[Candida
             refusal = _limits(row, problem, chosen, workspace, bound, forced)
         weighed.append(Candidate(row, refusal, seconds, workspace, bound))
     return tuple(weighed)
+
+
+def _refusal(row: Row, problem: Problem, chosen: Options) -> str | None:
+    """Why the row cannot or may not run. Of a precision not asked for nothing else is worked out or imported."""
+    if row.precision not in ("ieee", chosen.precision):
+        return f"computes in {row.precision}, which precision={row.precision!r} allows"
+    return row.refuses(problem)
 
 
 def _forced(problem: Problem, chosen: Options) -> bool:
@@ -118,6 +126,8 @@ def _limits(row: Row, problem: Problem, chosen: Options, workspace: int, bound: 
         return f"algorithm={chosen.algorithm!r} was asked for"
     limit = chosen.max_error
     if limit is None and not forced:
+        if not row.automatic:
+            return "is chosen only where it or max_error is asked for: it loses more to rounding than the others"
         limit = DEFAULT_MAX_ERROR
     ratio = bound / sum_bound(problem) if bound else 0.0
     if limit is not None and ratio > limit:
@@ -126,8 +136,6 @@ def _limits(row: Row, problem: Problem, chosen: Options, workspace: int, bound: 
         return f"needs {workspace} bytes of workspace, workspace_limit={chosen.workspace_limit}"
     if chosen.deterministic and not row.deterministic:
         return "is not deterministic"
-    if row.precision not in ("ieee", chosen.precision):
-        return f"computes in {row.precision}, which precision={row.precision!r} allows"
     return None
 
 

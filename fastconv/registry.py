@@ -29,7 +29,6 @@ from .bounds import (
 )
 from .costs import (
     bf16x3_direct_seconds,
-    bf16x3_im2col_seconds,
     bf16x3_winograd_seconds,
     bfloat16_seconds,
     depthwise_seconds,
@@ -51,7 +50,7 @@ from .costs_cuda import (
     cuda_winograd_fused_seconds,
     cuda_winograd_seconds,
 )
-from .kernels.winograd_matrices import BF16X3, VARIANTS, Variant
+from .kernels.winograd_matrices import VARIANTS, Variant
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
 Predicate = Callable[[Any], str | None]
@@ -64,8 +63,9 @@ class Row:
     Variants of one algorithm share a ``family``; left out, it is the algorithm's own name. An algorithm that computes
     outputs by tiles from common intermediate numbers names the ``tile``, its outputs along the last axes: ``bound`` is
     then relative to the neighbourhood of an output (see :func:`winograd_bound`). Its integers are exact in float64
-    where the weights are multiples of ``integer_scale``, and only there. ``instances`` names the function that lists
-    what a CUDA kernel may launch: :class:`fastconv.kernels.cuda.module.Instance`, each compiled by a test.
+    where the weights are multiples of ``integer_scale``, and only there. ``automatic`` says whether the row may be
+    chosen where neither it nor a ``max_error`` was asked for. ``instances`` names the function that lists what a CUDA
+    kernel may launch: :class:`fastconv.kernels.cuda.module.Instance`, each compiled by a test.
     """
 
     op: str
@@ -84,6 +84,7 @@ class Row:
     instances: str | None = None
     family: str = ""
     deterministic: bool = True
+    automatic: bool = True
     precision: str = "ieee"
     tile: tuple[int, ...] = ()
     integer_scale: int = 1
@@ -143,7 +144,7 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
 
 
 def bf16x3_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    return winograd_why_not(variant, problem) or no_amx(problem)
+    return no_amx(problem) or winograd_why_not(variant, problem)
 
 
 def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
@@ -216,7 +217,7 @@ def no_bfloat16_products(problem: ConvProblem) -> str | None:
 
 
 def no_amx(problem: ConvProblem) -> str | None:
-    reason: str | None = resolve(f"{CPU}bf16x3_im2col:unavailable")()
+    reason: str | None = resolve(f"{CPU}amx:unavailable")()
     return reason
 
 
@@ -307,6 +308,11 @@ def _cuda_conv(
         )
 
 
+AUTOMATIC_SPREAD = 6
+"""How many times larger than the products of a tap intermediate numbers may be in what is chosen by default: 3.6 in
+F(4x4, 3x3), 3.8 in F(4x4, 5x5), 5.5 in F(5x5, 3x3), but 6.9 in F(6x6, 3x3)."""
+
+
 def _winograd_fields(variant: Variant) -> dict[str, Any]:
     """Fields that a variant's rows have on every device."""
     return {
@@ -315,6 +321,7 @@ def _winograd_fields(variant: Variant) -> dict[str, Any]:
         "typical": partial(winograd_typical, variant),
         "tile": (variant.rows[0], variant.columns[0]),
         "integer_scale": variant.denominator,
+        "automatic": variant.spread / math.sqrt(variant.taps) < AUTOMATIC_SPREAD,
     }
 
 
@@ -334,6 +341,11 @@ def _winograd(variant: Variant) -> Iterator[Row]:
         why_not=partial(winograd_why_not, variant),
         **_winograd_fields(variant),
     )
+
+
+BF16X3 = ("f4x4_3x3", "f4x4_5x5")
+"""Variants that gain by bf16x3. Tried: F(2x2), F(3x3), F(5x5) and F(6x6) of 3x3 kernels and F(2x2) of 5x5 ones, no more
+than 3% faster than these where they were (2 threads of a Sapphire Rapids server), but for few layers of 14x14."""
 
 
 def _bf16x3_winograd(variant: Variant) -> Iterator[Row]:
@@ -467,7 +479,7 @@ ROWS: tuple[Row, ...] = (
         why_not=not_narrow,
     ),
     *itertools.chain.from_iterable(map(_winograd, VARIANTS)),
-    *itertools.chain.from_iterable(map(_bf16x3_winograd, BF16X3)),
+    *itertools.chain.from_iterable(map(_bf16x3_winograd, (v for v in VARIANTS if v.name in BF16X3))),
     *_conv(
         "direct_bfloat16",
         "bfloat16 products summed in float32, by AMX or AVX512-BF16",
@@ -486,16 +498,6 @@ ROWS: tuple[Row, ...] = (
         module="bfloat16",
         variant="bf16x3",
         family="direct",
-        why_not=no_amx,
-        **EMULATED,
-    ),
-    *_conv(
-        "im2col_bf16x3",
-        "im2col whose float32 products are six of bfloat16 numbers, by AMX",
-        bf16x3_im2col_seconds,
-        workspace="bf16x3_blocking:{}_workspace",
-        module="bf16x3_im2col",
-        family="im2col",
         why_not=no_amx,
         **EMULATED,
     ),

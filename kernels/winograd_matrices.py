@@ -232,8 +232,3 @@ VARIANTS = (
 """What there are kernels for. A larger tile needs fewer products for an output and more weights, and may fit worse:
 14 x 14 outputs are 49 tiles of 16 products, 25 of 25, 16 of 36, or 9 of 49, with 1.8, 2.8, 4 or 5.4 times the weights.
 """
-
-BF16X3 = tuple(v for v in VARIANTS if v.name in ("f2x2_3x3", "f3x3_3x3", "f4x4_3x3", "f2x2_5x5", "f4x4_5x5"))
-"""Those that are also there with products by AMX (``bf16x3_winograd``). Fewer products gain less where they are faster:
-F(6x6) is no faster than F(4x4) from 64 channels of 56x56 to 512 of 28x28.
-"""

@@ -100,7 +100,7 @@ def test_the_fastest_able_row_wins(with_row):
 def test_max_error_is_in_multiples_of_direct(with_row):
     with_row(make_row(seconds=lambda p, t: 0.0, bound=lambda p: 3 * sum_bound(p)))
     assert choose(PROBLEM).algorithm == "test"
-    assert choose(PROBLEM, Options(max_error=1)).algorithm == "direct"
+    assert choose(PROBLEM, Options(max_error=1)).row.family == "direct"
     assert choose(PROBLEM, Options(max_error=3.1)).algorithm == "test"
 
 
@@ -135,6 +135,8 @@ def test_the_default_error_limit_admits_small_winograd_tiles_only():
         assert "direct" in exact
         assert not any(name.startswith("winograd") for name in exact)
     assert choose(PROBLEM, Options(algorithm="winograd_f6x6_3x3")).algorithm == "winograd_f6x6_3x3"
+    larger = conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 5, 5), padding=2)  # F(6x6)'s bound, F(4x4)'s error
+    assert choose(larger).algorithm == "winograd_f4x4_5x5"
     strided = conv_problem("conv2d", 2, (1, 64, 28, 28), (64, 64, 3, 3), stride=3)
     with pytest.raises(ValueError, match=r"winograd_f4x4_3x3: computes stride 1, not \(3, 3\)"):
         choose(strided, Options(algorithm="winograd"))

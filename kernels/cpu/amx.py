@@ -42,6 +42,12 @@ def features() -> set[str]:
 
 AMX = {"+avx512bf16", "+avx512bw", "+amx-tile", "+amx-bf16"} <= features() and _allowed()
 
+
+def unavailable() -> str | None:
+    """Why this process cannot multiply by AMX, or None."""
+    return None if AMX else "the CPU has no AMX-BF16, or the system does not let this process use it"
+
+
 CONFIGURATION = np.frombuffer(
     bytes([1] + [0] * 15)
     + b"".join((64).to_bytes(2, "little") for _ in range(8))

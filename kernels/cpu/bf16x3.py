@@ -19,8 +19,8 @@ of 32 are a pair, so :func:`split` makes a row of two vectors without a shuffle.
     B  row p     [part 1 | part 2 | part 3]   a part: (w[p][0], w[p + 16][0]), (w[p][1], w[p + 16][1]), ...  16 columns
 
 Infinities and NaNs make every sum that they enter NaN or infinite (inf - inf is the remainder of an infinity), and
-numbers from 2**128 - 2**119 on, that a bfloat16 number rounds to infinity, count as infinite. Parts below 2**-126 count
-as zero: numbers below 2**-103 lose digits.
+numbers from 2**128 - 2**119 on, that a bfloat16 number rounds to infinity, count as infinite. What is below 2**-126
+counts as zero, parts as well as their products: numbers below 2**-103 lose digits, and so do products below 2**-102.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .amx import I8, emit
-from .simd import INDEX, Vectors, close_phis, const, open_phis
+from .simd import Vectors, const
 
 CHUNK = 32  # numbers along the sum that a step multiplies
 SIDE = 16  # rows and columns of a tile of C
@@ -72,7 +72,11 @@ def multiply_chunk(
     b: ir.IRBuilder, height: int, width: int, steps: tuple[tuple[int, int], ...], left: ir.Value, a_block: ir.Value,
     right: ir.Value, b_block: ir.Value, row_bytes: ir.Value,
 ) -> None:  # fmt: skip
-    """Add the products of those parts of a chunk to ``height * width`` blocks of C, held in the first registers."""
+    """Add the products of those parts of a chunk to ``height * width`` blocks of C, held in the first registers.
+
+    Parts are loaded when they are needed, each time only those of one side: 14 loads for 24 products of 2 x 2 blocks.
+    The largest products come last, so that less of the small ones is lost to rounding.
+    """
     mine = [height * width + n for n in range(height)]  # registers of A, then of B
     other = [height * width + height + n for n in range(width)]
     held = (-1, -1)
@@ -88,81 +92,3 @@ def multiply_chunk(
 
 def byte_pointer(b: ir.IRBuilder, pointer: ir.Value, offset: ir.Value) -> ir.Value:
     return b.bitcast(b.gep(pointer, [offset]), I8.as_pointer())
-
-
-def _make_product(height: int, width: int) -> Any:
-    """An intrinsic that multiplies ``height`` blocks of 16 rows of A by ``width`` blocks of 16 columns of B.
-
-    ``(segment_count, a_segments, b_segments, chunks, a, a_block, a_chunk, b, b_block, b_chunk, c, c_row, more)``:
-
-        C[i][:] (+)= sum over segments t and chunks j of  A(t, j)[i] B(t, j)
-
-    A(t, j) begins at ``a[a_segments[t] + j * a_chunk]``, its blocks are ``a_block`` apart; B likewise; rows of both
-    follow one another. Steps count elements, of 2 bytes in A and B, of 4 in C, whose rows are ``c_row`` apart. ``more``
-    is not 0 where the products are added to C.
-
-    Parts are loaded when they are needed, each time only those of one side: 14 loads for 24 products of 2 x 2 blocks.
-    The largest products come last, so that less of the small ones is lost to rounding.
-    """
-
-    @intrinsic
-    def product(
-        typingctx: Any, segment_count: Any, a_segments: Any, b_segments: Any, chunks: Any, a: Any, a_block: Any,
-        a_chunk: Any, b: Any, b_block: Any, b_chunk: Any, c: Any, c_row: Any, more: Any,
-    ) -> Any:  # fmt: skip
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            count, a_segments, b_segments, chunks, a, a_block, a_chunk, b, b_block, b_chunk, c, c_row, more = args
-            c_bytes = builder.mul(c_row, const(4))
-
-            corners = [
-                byte_pointer(builder, c, builder.add(builder.mul(c_row, const(i * SIDE)), const(j * SIDE)))
-                for i in range(height)
-                for j in range(width)
-            ]
-            with builder.if_else(builder.icmp_signed("==", more, const(0))) as (alone, added):
-                with alone:
-                    for n, _ in enumerate(corners):
-                        emit(builder, "tilezero", n)
-                with added:
-                    for n, corner in enumerate(corners):
-                        emit(builder, "tileloadd64", n, corner, c_bytes)
-            entry = builder.block
-            segment, step, following, end = (
-                builder.append_basic_block(name) for name in ("segment", "step", "following", "end")
-            )
-            builder.branch(segment)
-
-            builder.position_at_end(segment)
-            outer = open_phis(builder, [const(0)], entry)
-            (t,) = outer
-            left, right = (
-                builder.gep(p, [builder.load(builder.gep(table, [t]))])
-                for p, table in ((a, a_segments), (b, b_segments))
-            )
-            builder.branch(step)
-
-            builder.position_at_end(step)
-            inner = open_phis(builder, [const(0), left, right], segment)
-            j, left, right = inner
-            multiply_chunk(builder, height, width, STEPS, left, a_block, right, b_block, const(2 * ROW))
-            after = builder.add(j, const(1))
-            close_phis(inner, [after, builder.gep(left, [a_chunk]), builder.gep(right, [b_chunk])], step)
-            builder.cbranch(builder.icmp_signed("<", after, chunks), step, following)
-
-            builder.position_at_end(following)
-            t = builder.add(t, const(1))
-            close_phis(outer, [t], following)
-            builder.cbranch(builder.icmp_signed("<", t, count), segment, end)
-
-            builder.position_at_end(end)
-            for n, corner in enumerate(corners):
-                emit(builder, "tilestored64", n, corner, c_bytes)
-            return context.get_dummy_value()
-
-        i64, floats = types.int64, types.CPointer(types.float32)
-        return types.void(i64, INDEX, INDEX, i64, SHORTS, i64, i64, SHORTS, i64, i64, floats, i64, i64), codegen
-
-    return product
-
-
-product_1x1, product_1x2, product_2x1, product_2x2 = (_make_product(i, j) for i in (1, 2) for j in (1, 2))

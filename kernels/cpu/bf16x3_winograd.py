@@ -8,10 +8,10 @@
                 meanwhile split what the next step takes                        V -> A, bfloat16
             transform the output                                                M[ξ] -> out
 
-Products are no longer what most calls wait for. Of 256 channels of 56x56 on one thread they take 3.6 ms of 4.7; without
-splitting 2.9, with all operands in L1 2.1, where AMX ends: 425 GFLOP/s, as the core's clock falls from 3.1 to 2.5 GHz.
-So U, V and M from L2 and L3 cost as much. Gains over FMA, two threads: 1.2 to 1.4 with 128 to 512 channels of many
-tiles; nothing with 64, or where U serves few tiles: it has 6 bytes a number instead of 4.
+The products wait for memory: of 256 channels of 56x56, one thread, they take 3.6 ms of 4.7, 2.9 without splitting, 2.1
+with U and M in L1, too. That is AMX's 425 GFLOP/s, as the core's clock falls from 3.1 to 2.5 GHz. Gains over FMA, the
+fastest variants of both, two threads: 1.1 to 1.4 with 128 to 512 channels and many tiles; nothing with 64, or where U
+serves few tiles, as it has 6 bytes a number instead of 4.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..winograd_matrices import BF16X3, VARIANTS, Variant
-from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
+from ..winograd_matrices import VARIANTS, Variant
+from .amx import CONFIGURATION, begin_tiles, end_tiles
 from .arrays import KIND, Workspace, address, aligned_empty
 from .bf16x3 import BLOCK, CHUNK, ROW, SIDE, split
 from .bf16x3_panels import DEPTH, HEIGHT, enqueue, finish_queue, multiply_columns
-from .bf16x3_winograd_blocking import A_BYTES, plan
+from .bf16x3_winograd_blocking import A_BYTES, COMPUTED, plan
 from .blocking import Correlation
 from .bound import Bound
 from .compile import jit
@@ -210,13 +210,8 @@ def _prepare(f: Variant, c: Correlation, itemsize: int, threads: int) -> tuple[t
     return fixed(f, c, itemsize, plan(f, c, threads), configuration=address(CONFIGURATION))
 
 
-def unavailable() -> str | None:
-    """Why this CPU cannot, or None."""
-    return None if AMX else "the CPU has no AMX-BF16"
-
-
 def _variant(f: Variant) -> EntryPoints:
     return entry_points(partial(_pack, f), forward_range, partial(_prepare, f))
 
 
-f2x2_3x3, f3x3_3x3, f4x4_3x3, f2x2_5x5, f4x4_5x5 = map(_variant, BF16X3)
+f2x2_3x3, f3x3_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5 = map(_variant, COMPUTED)

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import ConvGeometry
-from ..winograd_matrices import BF16X3, Variant
+from ..winograd_matrices import VARIANTS, Variant
 from .blocking import Correlation, aligned, correlation, phase_bytes, round_up
 from .winograd_blocking import M_BYTES, V_BYTES, Plan, grid
 
@@ -100,4 +100,7 @@ class Workspaces(NamedTuple):
         return phase_bytes(geometry, itemsize, threads, lambda c: _bytes(self.variant, c, threads))
 
 
-f2x2_3x3, f3x3_3x3, f4x4_3x3, f2x2_5x5, f4x4_5x5 = map(Workspaces, BF16X3)
+COMPUTED = tuple(v for v in VARIANTS if v.stride == 1 and v.rows[1] > 1)
+"""Those of two dimensions and stride 1."""
+
+f2x2_3x3, f3x3_3x3, f4x4_3x3, f5x5_3x3, f6x6_3x3, f2x2_5x5, f4x4_5x5 = map(Workspaces, COMPUTED)

@@ -14,6 +14,14 @@ between its rows thrown away.
 With one tap, 1x1, the positions of all images are one sequence, and a tile's chunks lie one behind the other, as the
 products walk through them: slab [tile][chunk][position][part][32].
 
+What float32 in three parts waits for: in 3x3 kernels the products (64 channels of 56x56, one thread: 707 of 790 us, as
+fast as operands from L2 can be multiplied); in 1x1 kernels also packing and finishing, whose time is that of the caches
+(64 to 64 channels of 56x56, channels last: 36 us packing, 80 products, 37 finishing).
+
+Tried in vain: asking for the next tile column's weights during the products, where those do not stay in L2 (512
+channels of 7x7, 3x3: 40% slower, the caches' own prefetchers do that); asking for a tile's output and for the next
+block's input (-20 to +8%); sums of all channels of a tile, finished in long rows (bfloat16, channels last: 40% slower).
+
 Loses to the float32 kernels where 32 input channels are mostly padding.
 """
 
@@ -26,7 +34,7 @@ import numpy as np
 
 from . import bfloat16_blocking as blocking
 from .activations import activated
-from .amx import AMX, CONFIGURATION, begin_tiles, end_tiles
+from .amx import CONFIGURATION, begin_tiles, end_tiles
 from .arrays import Workspace, address, aligned_empty, computable
 from .bfloat16_blocking import CHUNK, COLUMNS, ROWS
 from .bfloat16_tiles import (
@@ -99,6 +107,7 @@ class Layout(NamedTuple):
     all_rows: int
     rows: int
     columns: int
+    small: int  # rows of a block of channels-last output, if not 0
     slab_rows: int
     slab_columns: int
     phase_rows: int
@@ -165,23 +174,22 @@ def pack_positions(table, kind, source, step, memory, first, p0, n):
             if phase >= g.stride_w:
                 position, phase = position - back, 0
         return
-    for p in range(0, n, 16):
-        for j in range(g.chunks):
-            s, channels, positions = shift(source, j * CHUNK * g.x_c + p * step), g.group_inputs - j * CHUNK, n - p
+    for j in range(g.chunks):  # rows of 32 planes at a time, whose lines the caches' prefetchers foresee
+        channels, chunk = g.group_inputs - j * CHUNK, shift(slab, j * g.chunk_step)
+        at, turn = position, phase
+        for p in range(0, n, 16):
+            s, positions = shift(source, j * CHUNK * g.x_c + p * step), min(16, n - p)
             if step == 1:
                 transpose_pixels(s, g.x_c, square, channels, positions)
             else:
                 for c in range(min(channels, CHUNK)):
-                    for q in range(min(16, positions)):
+                    for q in range(positions):
                         store(square, q * CHUNK + c, load(s, c * g.x_c + q * step))
-            at, turn = position, phase
-            for q in range(min(16, positions)):
-                pack_pixel(shift(square, q * CHUNK), shift(slab, place(g, kind, at) + j * g.chunk_step), channels)
+            for q in range(positions):
+                pack_pixel(shift(square, q * CHUNK), shift(chunk, place(g, kind, at)), channels)
                 at, turn = at + phase_step, turn + 1
                 if turn >= g.stride_w:
                     at, turn = at - back, 0
-        position, phase, _ = phase_of(g, p0 + p + 16)
-        position += first
 
 
 @jit(inline=True)
@@ -343,7 +351,8 @@ def forward_share(t, threads, table, kind):
     steps, weights = pointer(g.steps, table), pointer(g.weights, short)
     bias, residual, out = pointer(g.bias, single), pointer(g.residual, kind), pointer(g.out, kind)
     step_weights = COLUMNS * row_shorts(kind)
-    row_blocks, column_blocks = -(-g.all_rows // g.rows), 1 if g.single else -(-g.out_width // g.columns)
+    block_rows = min(g.rows, g.small) if g.small and g.out_c == 1 else g.rows
+    row_blocks, column_blocks = -(-g.all_rows // block_rows), 1 if g.single else -(-g.out_width // g.columns)
     items = (1 if g.single else g.batch * g.out_depth) * row_blocks * column_blocks * g.groups * g.k_parts
     if FORM == "amx":
         begin_tiles(g.configuration)
@@ -351,8 +360,8 @@ def forward_share(t, threads, table, kind):
         rest, part = item // g.k_parts, item % g.k_parts
         rest, group = rest // g.groups, rest % g.groups
         rest, ow0 = rest // column_blocks, rest % column_blocks * g.columns
-        rest, row = rest // row_blocks, rest % row_blocks * g.rows
-        rows, columns = min(g.rows, g.all_rows - row), min(g.columns, g.out_width - ow0)
+        rest, row = rest // row_blocks, rest % row_blocks * block_rows
+        rows, columns = min(block_rows, g.all_rows - row), min(g.columns, g.out_width - ow0)
         if g.single:
             used = rows
             pack_run(table, kind, memory, group, row, rows)
@@ -426,7 +435,7 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
         address(depth.source), address(height.source), address(segments), segment_count,
         int(whole and bool((depth.source >= 0).all())), address(steps), steps.size,
         c.batch, c.groups, c.group_inputs, c.group_outputs, int(plan.single), plan.all_rows,
-        plan.rows, plan.columns, plan.slab_rows, plan.slab_columns, plan.phase_rows, plan.pitch,
+        plan.rows, plan.columns, plan.small, plan.slab_rows, plan.slab_columns, plan.phase_rows, plan.pitch,
         plan.chunks, plan.chunk_step, plan.tile_step, plan.positions, plan.k_blocks, plan.k_parts,
         depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
     )  # fmt: skip
@@ -514,8 +523,6 @@ forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, bfloat1
 bf16x3 = entry_points(_pack, float32_range, _prepare)
 
 
-def unavailable(itemsize: int = 2) -> str | None:
-    """Why this CPU does not run these kernels, of arrays of that itemsize, or None."""
-    if itemsize == 4:
-        return None if AMX else "the CPU has no AMX-BF16, or the system does not let this process use it"
+def unavailable() -> str | None:
+    """Why this CPU does not multiply bfloat16 arrays as they are, or None."""
     return None if FORM else "the CPU has neither AMX-BF16 nor bfloat16 products that beat float32's"

@@ -12,8 +12,8 @@ from .blocking import Axis, Correlation, aligned, correlation, even, phase_bytes
 ROWS = COLUMNS = CHUNK = 32  # of a tile: positions, output channels, input channels a step
 SLAB_BYTES = 768 << 10  # of one thread's packed input rows
 BLOCK_PIXELS = 1024  # of one thread's block: the packed weights stream through L2 once for each
-WEIGHT_BYTES = 1 << 20  # of packed 1x1 weights that may stay in L2; then blocks are so small that slabs stay in L1
-SMALL_PIXELS = 64
+WEIGHT_BYTES = 1 << 20  # of packed weights of a 1x1 kernel that may stay in L2
+SMALL_PIXELS = 64  # of a block of channels-last output then: its slab stays in L1
 
 
 def row_shorts(itemsize: int) -> int:
@@ -34,6 +34,7 @@ class Plan:
     all_rows: int  # that blocks are cut from
     rows: int
     columns: int
+    small: int  # rows of channels-last output, or 0 where those should not be fewer
     slab_rows: int  # padded input rows and columns under the block
     slab_columns: int
     phase_rows: int  # of one phase
@@ -67,7 +68,7 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
     single = c.taps == 1
     all_rows, all_columns = (c.pixels, 1) if single else (height.out, width.out)
     packed = c.groups * -(-c.group_outputs // COLUMNS) * c.taps * chunks * COLUMNS * row
-    small = single and packed // c.groups * 2 <= WEIGHT_BYTES
+    small = SMALL_PIXELS if single and packed // c.groups * 2 <= WEIGHT_BYTES else 0
 
     def slab(rows: int, columns: int) -> tuple[int, int, int]:
         """Rows and columns of a phase, positions of the slab; a tile may read past the last."""
@@ -85,7 +86,7 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
     columns = even(all_columns, BLOCK_PIXELS)
     while columns > ROWS and slab_bytes(1, columns) > SLAB_BYTES:
         columns = even(all_columns, columns // 2)
-    rows = even(all_rows, SMALL_PIXELS if small else max(1, BLOCK_PIXELS // columns))
+    rows = even(all_rows, max(1, BLOCK_PIXELS // columns))
     while rows > 1 and slab_bytes(rows, columns) > SLAB_BYTES:
         rows = even(all_rows, rows - 1)
     k_blocks, k_parts = -(-c.group_outputs // COLUMNS), 1
@@ -107,7 +108,7 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
     )  # fmt: skip
     extents = (height.extent(rows), width.extent(columns))
     return Plan(
-        single, all_rows, rows, columns, *extents, phase_rows, pitch, chunks, chunk_step, tile_step, positions,
+        single, all_rows, rows, columns, small, *extents, phase_rows, pitch, chunks, chunk_step, tile_step, positions,
         k_blocks, k_parts, tuple(map(aligned, scratch)), packed,
     )  # fmt: skip
 

@@ -26,6 +26,9 @@ from .tiles import (
     SMALL_ROWS,
     TILE_ROWS,
     WIDE_ROWS,
+    asking_tile,
+    asking_tile_1,
+    asking_tile_2,
     lane_tile,
     low_wide_output_tile,
     moving_tile,
@@ -174,15 +177,27 @@ def multiply_lanes(height, segment_count, segments, length, step, a, rows, b, c,
 
 
 @jit(inline=True)
-def multiply_pixels(vectors, depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step):
+def multiply_pixels(vectors, depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation):
     """C[i][:columns] = the pixel tile's sums, ``vectors`` wide (1 to 3)."""
     keep_whole()
     if vectors == 3:
-        pixel_tile(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step)
+        pixel_tile(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation)
     elif vectors == 2:
-        pixel_tile_2(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step)
+        pixel_tile_2(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation)
     else:
-        pixel_tile_1(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step)
+        pixel_tile_1(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation)
+
+
+@jit(inline=True)
+def multiply_asking(vectors, depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step):
+    """The same, while ``depth`` lines are asked for."""
+    keep_whole()
+    if vectors == 3:
+        asking_tile(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step)
+    elif vectors == 2:
+        asking_tile_2(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step)
+    else:
+        asking_tile_1(depth, offsets, a, b, c, ldc, columns, bias, residual, ldr, activation, ahead, ahead_step)
 
 
 @jit(inline=True)

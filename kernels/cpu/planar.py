@@ -5,7 +5,7 @@
 Loops of ``forward``, outermost first; threads share the items:
 
     item: a block of output rows of one depth of one image, one group, a part of its output channels
-        pack the input rows under the block: padded, a plane a channel, in L2       x -> slab [c][d][row][phase][column]
+        pack the input rows under the block: padded, a plane a channel, in L2    x -> slab [c][d][phases][row][column]
         for each 8 output channels (weights packed [k block][c][tap][8])
             for each 48 pixels of each output row (AVX-512, float32)
                 tile: 8 channels x 48 pixels, straight into the output              slab, w -> out
@@ -16,10 +16,16 @@ Loops of ``forward``, outermost first; threads share the items:
                 +--------+--------+--------+                           so a table of offsets is all that a kernel of any
                                                                        size, dilation and number of channels needs.
 
-A stride in the columns would spread a tile's pixels: slab rows are split in phases (column mod stride), each of which
-is read as if the stride were 1. Sums are complete when they leave the registers (n products round at most n times),
-and go straight to the output where nothing is to be added to them but the bias; else through one tile of
-memory in the L1 cache, to which bias, residual and activation are applied. To channels-last output tiles are turned.
+A stride would spread a tile's pixels: slab rows and columns are split in phases (their number mod the stride), each of
+which is read as if the stride were 1, and what the next output row reads is always one slab row further on. Sums are
+complete when they leave the registers (n products round at most n times), and go straight to the output where nothing
+is to be added to them but the bias; else through one tile of memory in the L1 cache, to which bias, residual and
+activation are applied. To channels-last output tiles are turned.
+
+Of a row of 55 pixels a tile of three vectors leaves 7, and a tile of one vector, with 9 loads for 8 products, takes 40%
+of the time of three. There slab rows lie close together and tiles go on from row to row, so that all are full; what is
+between two rows is left out when the sums are copied (11x11 at stride 4: 1090 to 930 us, one thread). Two tiles of two
+vectors instead of three and one gained nothing.
 
 Wins where ``direct`` must turn much data for few products: first layers of 1 to 4 channels, 8 output channels (direct's
 vectors stand half empty); ``pointwise`` is its sister for 1x1 kernels. Loses where rows are short (of a row of 7 pixels
@@ -44,13 +50,15 @@ from .phases import entry_points
 from .planar_blocking import Joined, joined_phases, planar_forward
 from .planar_phases import pack_phases, phase_constants, phases_range
 from .planar_slab import FIELDS, Layout, constants, pack_planes
-from .simd import copy, keep_whole, load, pointer, shift, transpose_part, transpose_square, unpack, vector_lanes
+from .simd import keep_whole, load, pointer, shift, transpose_part, transpose_square, unpack, vector_lanes
 from .tiles import PIXEL_ROWS
+from .vector import load as load_vector
+from .vector import store_first
 from .weights import pack_rows
 
 
 @jit(inline=True)
-def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zeros):
+def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums):
     """Channel blocks ``first`` to ``last`` of channels-last output: tiles one below the other, until their rows are a
     vector of channels, then transposed straight into the output. All channels of some pixels come before the next
     pixels, so that lines of the output are written together."""
@@ -58,7 +66,7 @@ def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zer
     g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
     ld, step = 3 * lanes, max(1, lanes // PIXEL_ROWS)
-    out, offsets, bias = pointer(g.out, kind), pointer(g.offsets, table), pointer(g.bias, kind)
+    out, offsets, bias, none = pointer(g.out, kind), pointer(g.offsets, table), pointer(g.bias, kind), pointer(0, kind)
     for i in range(0, 4 * run_count, 4):
         position, length, y = load(runs, i), load(runs, i + 1), load(runs, i + 2)
         for p in range(0, length, ld):
@@ -69,10 +77,10 @@ def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zer
                 w = shift(pointer(g.weights, kind), (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
                 for j in range(tiles):
                     row = j * PIXEL_ROWS
-                    start = shift(bias, channel + row) if g.bias else zeros
+                    start = shift(bias, channel + row) if g.bias else none
                     multiply_pixels(
                         -(-wide // lanes), g.depth, offsets, shift(w, g.depth * row), shift(slab, position + p),
-                        shift(sums, row * ld), ld, ld, start, zeros, -1, g.activation, w, 0,
+                        shift(sums, row * ld), ld, ld, start, none, -1, g.activation,
                     )  # fmt: skip
                 for q in range(0, wide, lanes):
                     columns = min(lanes, wide - q)
@@ -85,25 +93,40 @@ def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zer
 
 
 @jit(inline=True)
-def multiply_short_rows(table, kind, slab, runs, run_count, w, channel, sums, zeros):
-    """Eight channels of rows that fill no vector and lie a vector apart in the slab: a tile takes three of them.
-
-    A tile of one vector loads nine times for eight products: 512 channels of 14 x 14 in 32 groups, one thread, 284 us
-    with a tile a row and 250 so.
-    """
+def multiply_joined(table, kind, slab, runs, run_count, w, channel, height, plain, sums):
+    """``height`` channels of all rows: tiles go on from run to run, and of their sums each run gets its piece."""
     keep_whole()
     g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
-    ld, out, offsets = 3 * lanes, pointer(g.out, kind), pointer(g.offsets, table)
-    start = shift(pointer(g.bias, kind), channel) if g.bias else zeros
-    for i in range(0, run_count, 3):
-        rows, b = min(3, run_count - i), shift(slab, load(runs, 4 * i))
-        multiply_pixels(rows, g.depth, offsets, w, b, sums, ld, ld, start, zeros, -1, g.activation, w, 0)
-        for j in range(rows):
-            run = shift(runs, 4 * (i + j))
-            to = shift(out, load(run, 2) + channel * g.out_c)
-            for k in range(PIXEL_ROWS):
-                copy(shift(sums, k * ld + j * lanes), shift(to, k * g.out_c), load(run, 1))
+    ld, offsets, none = 3 * lanes, pointer(g.offsets, table), pointer(0, kind)
+    out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), shift(pointer(g.bias, kind), channel)
+    finished = plain and g.residual == 0 and height == PIXEL_ROWS
+    start, activation = bias if finished and g.bias else none, g.activation if finished else 0
+    end, i = load(runs, 4 * run_count - 4) + load(runs, 4 * run_count - 3), 0
+    for p in range(0, end, ld):
+        after = min(p + ld, end)
+        vectors = -(-(after - p) // lanes)
+        multiply_pixels(vectors, g.depth, offsets, w, shift(slab, p), sums, ld, ld, start, none, -1, activation)
+        while i < 4 * run_count:
+            position, y, z = load(runs, i), load(runs, i + 2), load(runs, i + 3)
+            begin, last = max(p, position), position + load(runs, i + 1)
+            n, at = min(after, last) - begin, begin - position
+            for k in range(0 if n <= 0 else height):
+                row, to = shift(sums, k * ld + begin - p), shift(out, y + at * g.out_w + (channel + k) * g.out_c)
+                if finished:
+                    store_first(to, 0, load_vector(row, 0), n)
+                    if n > lanes:
+                        store_first(to, lanes, load_vector(row, lanes), n - lanes)
+                    if n > 2 * lanes:
+                        store_first(to, 2 * lanes, load_vector(row, 2 * lanes), n - 2 * lanes)
+                else:
+                    other = shift(residual, z + at * g.residual_w + (channel + k) * g.residual_c)
+                    finish(
+                        row, n, g.bias, shift(bias, k), 0, g.residual, other, g.residual_w, g.activation, to, g.out_w
+                    )
+            if last > after:
+                break
+            i += 4
 
 
 @jit
@@ -115,10 +138,8 @@ def forward_range(t, threads, table, chunk, kind):
     slab, memory = pointer(memory, kind), memory + g.slab_bytes
     line, memory = pointer(memory, kind), memory + g.line_bytes
     sums, runs = pointer(memory, kind), pointer(memory + g.tile_bytes, table)
-    zeros = shift(sums, max(lanes, PIXEL_ROWS) * 3 * lanes)
-    zero(zeros, PIXEL_ROWS)
     weights, offsets = pointer(g.weights, kind), pointer(g.offsets, table)
-    out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
+    out, residual, bias, none = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind), pointer(0, kind)
     plain = (
         g.activation <= RELU6
         and g.out_w == 1
@@ -127,7 +148,6 @@ def forward_range(t, threads, table, chunk, kind):
     )
     turned = g.out_c == 1 and g.residual == 0 and g.activation <= RELU6 and g.depth > 0
     turned = turned and g.group_outputs % PIXEL_ROWS == 0 and not plain
-    short = plain and g.residual == 0 and g.columns < lanes and g.stride_h * g.phases * g.pitch == lanes
     packed_block, run_count = -1, 0
     items = g.batch * g.out_depth * g.row_blocks * g.column_blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
@@ -145,19 +165,18 @@ def forward_range(t, threads, table, chunk, kind):
             for r in range(rows):
                 y = n * g.out_n + od * g.out_d + (oh0 + r) * g.out_h + ow0 * g.out_w
                 z = n * g.residual_n + od * g.residual_d + (oh0 + r) * g.residual_h + ow0 * g.residual_w
-                position = r * g.stride_h * g.phases * g.pitch
-                run_count = add_run(runs, run_count, position, columns, y, g.out_w, z, g.residual_w)
+                run_count = add_run(runs, run_count, r * g.pitch, columns, y, g.out_w, z, g.residual_w)
 
         first, last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
         if turned:
-            turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums, zeros)
+            turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums)
             continue
         for k_block in range(first, last):
             w = shift(weights, (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
             channel = group * g.group_outputs + k_block * PIXEL_ROWS
             height = min(PIXEL_ROWS, g.group_outputs - k_block * PIXEL_ROWS)
-            if short and height == PIXEL_ROWS:
-                multiply_short_rows(table, kind, slab, runs, run_count, w, channel, sums, zeros)
+            if g.joined:
+                multiply_joined(table, kind, slab, runs, run_count, w, channel, height, plain, sums)
                 continue
             for i in range(0, 4 * run_count, 4):
                 position, length, y, z = load(runs, i), load(runs, i + 1), load(runs, i + 2), load(runs, i + 3)
@@ -167,15 +186,15 @@ def forward_range(t, threads, table, chunk, kind):
                     vectors = -(-wide // lanes)
                     if plain and height == PIXEL_ROWS:
                         to = shift(out, y + p + channel * g.out_c)
-                        start = shift(bias, channel) if g.bias else zeros
+                        start = shift(bias, channel) if g.bias else none
                         more, ldr = shift(residual, z + p + channel * g.residual_c), g.residual_c if g.residual else -1
                         multiply_pixels(
-                            vectors, g.depth, offsets, w, b, to, g.out_c, wide, start, more, ldr, g.activation, w, 0
+                            vectors, g.depth, offsets, w, b, to, g.out_c, wide, start, more, ldr, g.activation
                         )
                     else:
                         ld = 3 * lanes
                         if g.depth:
-                            multiply_pixels(vectors, g.depth, offsets, w, b, sums, ld, ld, zeros, zeros, -1, 0, w, 0)
+                            multiply_pixels(vectors, g.depth, offsets, w, b, sums, ld, ld, none, none, -1, 0)
                         else:  # no tap of the kernel reaches here
                             zero(sums, PIXEL_ROWS * ld)
                         for k in range(height):
@@ -201,8 +220,10 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     _, height, width = c.axes
     channel, d, r, s = np.ogrid[: c.group_inputs, : c.kernel[0], : c.kernel[1], : c.kernel[2]]
     column = s * width.dilation
-    row = (d * plan.slab_rows + r * height.dilation) * plan.phases + column % plan.phases
-    offsets = channel * plan.channel_step + row * plan.pitch + column // plan.phases
+    row = r * height.dilation
+    phase = row % plan.row_phases * plan.phases + column % plan.phases
+    place = row // plan.row_phases * plan.pitch + column // plan.phases
+    offsets = channel * plan.channel_step + d * plan.plane_step + phase * plan.phase_step + place
     return constants(c, plan, np.ascontiguousarray(offsets.ravel(), np.int64))
 
 

@@ -101,8 +101,7 @@ def write_row(table, kind, slab, line, sums, n, group, k_block, outer, r, depth,
     lanes = vector_lanes(kind)
     panel = 3 * lanes
     pitch = PIXEL_ROWS * panel
-    zeros = shift(sums, h.stride_w * pitch)
-    zero(zeros, PIXEL_ROWS)
+    none = pointer(0, kind)
     channel = group * g.group_outputs + k_block * PIXEL_ROWS
     height = min(PIXEL_ROWS, g.group_outputs - k_block * PIXEL_ROWS)
     phases = shift(pointer(h.phases, table), outer * h.column_phases * _PHASE)
@@ -113,7 +112,7 @@ def write_row(table, kind, slab, line, sums, n, group, k_block, outer, r, depth,
     # tiles add the bias to whole blocks of channels, and apply what only limits unless something comes first
     biased = g.bias != 0 and height == PIXEL_ROWS
     limited = g.activation <= RELU6 and g.residual == 0 and (g.bias == 0 or biased)
-    start, activation = bias if biased else zeros, g.activation if limited else 0
+    start, activation = bias if biased else none, g.activation if limited else 0
     straight = limited and g.out_w == 1
     for p in range(0, columns, panel):
         wide, first = min(panel, columns - p), (ow0 + p) * h.stride_w
@@ -128,14 +127,14 @@ def write_row(table, kind, slab, line, sums, n, group, k_block, outer, r, depth,
             to, b = shift(sums, f * pitch), shift(slab, r * g.pitch + p)
             if steps:
                 multiply_pixels(
-                    -(-wide // lanes), steps, offsets, shift(weights, w), b, to, panel, panel, start, zeros, -1,
-                    activation, b, 0,
+                    -(-wide // lanes), steps, offsets, shift(weights, w), b, to, panel, panel, start, none, -1,
+                    activation,
                 )  # fmt: skip
                 continue
             zero(to, pitch)  # no tap reaches this phase
             for k in range(height):
                 to_k = shift(to, k * panel)
-                finish(to_k, wide, biased, shift(bias, k), 0, 0, zeros, 1, activation, to_k, 1)
+                finish(to_k, wide, biased, shift(bias, k), 0, 0, none, 1, activation, to_k, 1)
         for k in range(height):
             to = shift(out, first * g.out_w + k * g.out_c)
             interleave(h.stride_w, lanes, shift(sums, k * panel), pitch, to if straight else line, length)
@@ -183,7 +182,7 @@ def phase_constants(c: Joined, plan: PlanarForward) -> tuple[tuple[int, ...], An
     rows, kept, place = [], [], 0
     for phase in c.phases:
         d, r, s = np.ix_(*phase.places) if phase else np.ix_((), (), ())
-        offsets = np.ascontiguousarray((channels + (d * plan.slab_rows + r) * plan.pitch + s).ravel(), np.int64)
+        offsets = np.ascontiguousarray((channels + d * plan.plane_step + r * plan.pitch + s).ravel(), np.int64)
         rows.append((offsets.size, address(offsets), place))
         kept.append(offsets)
         place += c.groups * plan.k_blocks * PIXEL_ROWS * offsets.size

@@ -1,9 +1,9 @@
 """Packing planes into a slab whose rows tiles read with pixels in their lanes: what ``planar`` and its gradient share.
 
-    input (N, C, D, H, W), any strides   ->   slab [channel][plane][row][phase][column]
+    input (N, C, D, H, W), any strides   ->   slab [channel][plane][row phase][column phase][row][column]
 
-Padding of every mode is written here, once. A row's columns are sorted by their phase (column mod stride), so that the
-pixels under neighbouring outputs are neighbours.
+Padding of every mode is written here, once. Rows and columns are sorted by their phase (number mod stride), so that the
+pixels under neighbouring outputs are neighbours, and those under the next row of outputs are ``pitch`` behind them.
 """
 
 from __future__ import annotations
@@ -73,8 +73,12 @@ class Layout(NamedTuple):
     slab_rows: int
     slab_columns: int
     phases: int
+    row_phases: int
     pitch: int
+    phase_step: int
+    plane_step: int
     channel_step: int
+    joined: int
     kernel_d: int
     stride_d: int
     dilation_d: int
@@ -106,8 +110,8 @@ def pack_line(segments, segment_count, step_w, source, target, first_column, col
 
 
 @jit(inline=True)
-def split_phases(phases, line, target, pitch, n):
-    """``target[f * pitch + i] = line[i * phases + f]``: positions of one residue side by side. A stride of 4 is split
+def split_phases(phases, line, target, apart, n):
+    """``target[f * apart + i] = line[i * phases + f]``: positions of one residue side by side. A stride of 4 is split
     twice by 2, whose shuffles are five times as fast as a loop."""
     keep_whole()
     if phases == 4:
@@ -115,29 +119,43 @@ def split_phases(phases, line, target, pitch, n):
         for f in range(2):
             m = (n - f + 1) // 2
             copy_strided(shift(line, f), 2, half, m)
-            copy_strided(half, 2, shift(target, f * pitch), (m + 1) // 2)
-            copy_strided(shift(half, 1), 2, shift(target, (f + 2) * pitch), m // 2)
+            copy_strided(half, 2, shift(target, f * apart), (m + 1) // 2)
+            copy_strided(shift(half, 1), 2, shift(target, (f + 2) * apart), m // 2)
     else:
         for f in range(min(phases, n)):
-            copy_strided(shift(line, f), phases, shift(target, f * pitch), (n - f + phases - 1) // phases)
+            copy_strided(shift(line, f), phases, shift(target, f * apart), (n - f + phases - 1) // phases)
 
 
 @jit(inline=True)
-def pack_run(table, kind, source, target, first_column):
-    """A slab row whose columns from ``first_column`` on are one run of ``source``, between zeros: whole vectors.
+def pack_run(phases, x, start, length, target, pitch, apart):
+    """A slab row of ``phases`` 1, 2 or 4 that is one run of an input row, between zeros: element ``start`` of x is its
+    first. Whole vectors: the last may begin the next row, to be packed later.
 
-    With ``pack_line`` and zeros around it 512 channels of 14 x 14 in 32 groups took 375 us instead of 284 (one thread).
+    Of 512 channels of 14 x 14 in 32 groups ``pack_line`` and zeros around it took 375 us instead of 284 (one thread).
     """
-    g = Layout(*unpack(table, FIELDS))
-    lanes = vector_lanes(kind)
-    start, x = first_column - g.run_start, shift(source, g.run_first)
-    for i in range(0, g.pitch, lanes):
-        if g.phases == 1:
-            vector.store(target, i, vector.load_within(x, 0, start + i, g.run_length, 0.0))
-        else:
-            vector.store(target, i, vector.load_even_within(x, 0, start + 2 * i, g.run_length, 0.0))
-            odd = vector.load_even_within(x, 0, start + 2 * i + 1, g.run_length, 0.0)
-            vector.store(target, g.pitch + i, odd)
+    lanes = vector.lane_count(x)
+    if phases == 1:  # the others apart and rolled, that this may be part of the loop over rows: 8% of that convolution
+        for i in range(0, pitch, lanes):
+            vector.keep_rolled()
+            vector.store(target, i, vector.load_within(x, 0, start + i, length, 0.0))
+    else:
+        split_run(phases, x, start, length, target, pitch, apart)
+
+
+@jit(inline=True)
+def split_run(phases, x, start, length, target, pitch, apart):
+    keep_whole()
+    lanes = vector.lane_count(x)
+    for i in range(0, pitch, lanes):
+        vector.keep_rolled()
+        for f in range(2):
+            low = vector.load_even_within(x, 0, start + phases * i + f, length, 0.0)
+            if phases == 2:
+                vector.store(target, f * apart + i, low)
+            else:
+                high = vector.load_even_within(x, 0, start + 4 * i + f + 2 * lanes, length, 0.0)
+                vector.store(target, f * apart + i, vector.evens(low, high))
+                vector.store(target, (f + 2) * apart + i, vector.odds(low, high))
 
 
 @jit(inline=True)
@@ -146,35 +164,42 @@ def pack_planes(table, kind, slab, line, n, channel, od, oh0, rows, ow0, columns
     keep_whole()
     g = Layout(*unpack(table, FIELDS))
     lanes = vector_lanes(kind)
-    source_d, source_h = pointer(g.source_d, table), pointer(g.source_h, table)
+    source_d, source_h = pointer(g.source_d, table), shift(pointer(g.source_h, table), oh0 * g.stride_h)
     segments, x = pointer(g.segments, table), shift(pointer(g.x, kind), n * g.x_n)
     used = (rows - 1) * g.stride_h + g.slab_rows - (g.rows - 1) * g.stride_h
     wide = (columns - 1) * g.stride_w + g.slab_columns - (g.columns - 1) * g.stride_w
-    row_step, one_run = g.phases * g.pitch, g.run_length > 0 and g.x_w == 1 and g.phases <= 2
+    one_run = g.run_length > 0 and g.x_w == 1 and (g.phases <= 2 or g.phases == 4)
+    nothing, start = vector.splat(slab, vector.number(slab, 0.0)), ow0 * g.stride_w
     for c in range(g.group_inputs):
-        plane_x, plane = shift(x, (channel + c) * g.x_c), shift(slab, c * g.channel_step)
         for i in range(g.kernel_d):
             d = load(source_d, od * g.stride_d + i * g.dilation_d)
-            for j in range(used):
-                h = load(source_h, oh0 * g.stride_h + j)
-                target = shift(plane, (i * g.slab_rows + j) * row_step)
-                if d < 0 or h < 0:
-                    zero(target, row_step)
-                    continue
-                source = shift(plane_x, d * g.x_d + h * g.x_h)
-                if one_run:
-                    pack_run(table, kind, source, target, ow0 * g.stride_w)
-                elif g.phases == 1:
-                    pack_line(segments, g.segment_count, g.x_w, source, target, ow0, wide)
-                    zero(shift(target, wide), g.pitch - wide)
-                else:
-                    pack_line(segments, g.segment_count, g.x_w, source, line, ow0 * g.stride_w, wide)
-                    split_phases(g.phases, line, target, g.pitch, wide)
-                    for f in range(g.phases):
-                        filled = (wide - f + g.phases - 1) // g.phases
-                        zero(shift(target, f * g.pitch + filled), g.pitch - filled)
-        # tiles read whole vectors: what they see past the end must not be subnormal numbers, which multiply slowly
-        zero(shift(plane, ((g.kernel_d - 1) * g.slab_rows + used) * row_step), lanes)
+            plane = shift(x, (channel + c) * g.x_c + d * g.x_d)
+            for first in range(g.row_phases):
+                place = c * g.channel_step + i * g.plane_step + first * g.phases * g.phase_step
+                for j in range(first, used, g.row_phases):
+                    h, target = load(source_h, j), shift(slab, place)
+                    place += g.pitch
+                    if d < 0 or h < 0:
+                        for f in range(g.phases):
+                            for q in range(0, g.pitch, lanes):  # into the next row, too, which is packed later
+                                vector.store(target, f * g.phase_step + q, nothing)
+                        continue
+                    row = shift(plane, h * g.x_h)
+                    if one_run:
+                        x_row = shift(row, g.run_first)
+                        pack_run(g.phases, x_row, start - g.run_start, g.run_length, target, g.pitch, g.phase_step)
+                    elif g.phases == 1:
+                        pack_line(segments, g.segment_count, g.x_w, row, target, start, wide)
+                        zero(shift(target, wide), g.pitch - wide)
+                    else:
+                        pack_line(segments, g.segment_count, g.x_w, row, line, start, wide)
+                        split_phases(g.phases, line, target, g.phase_step, wide)
+                        for f in range(g.phases):
+                            filled = (wide - f + g.phases - 1) // g.phases
+                            zero(shift(target, f * g.phase_step + filled), g.pitch - filled)
+                # tiles read whole vectors: past the end must be no subnormal numbers, which multiply slowly
+                for f in range(g.phases):
+                    vector.store(slab, place + f * g.phase_step, nothing)
 
 
 def _run(source: np.ndarray) -> tuple[int, int, int]:
@@ -195,7 +220,7 @@ def constants(c: Correlation, plan: PlanarForward, offsets: np.ndarray) -> tuple
         *_run(width.source), address(offsets), offsets.size,
         c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,
         plan.rows, plan.columns, plan.row_blocks, plan.column_blocks, plan.slab_rows, plan.slab_columns,
-        plan.phases, plan.pitch, plan.channel_step,
+        plan.phases, plan.row_phases, plan.pitch, plan.phase_step, plan.plane_step, plan.channel_step, int(plan.joined),
         depth.kernel, depth.stride, depth.dilation, depth.out, height.stride, height.out, width.stride, width.out,
     )  # fmt: skip
     return fixed, (depth.source, height.source, segments, offsets)

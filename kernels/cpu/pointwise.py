@@ -39,7 +39,7 @@ from .arrays import Workspace, address, aligned_empty
 from .blocking import PIXEL_VECTORS, Correlation
 from .compile import jit
 from .epilogue import RELU6, add_run, finish
-from .gemm import multiply_moving, multiply_pixels, zero
+from .gemm import multiply_asking, multiply_moving, zero
 from .phases import entry_points
 from .planar_blocking import pointwise_forward
 from .planar_slab import pack_line
@@ -164,8 +164,7 @@ def forward_range(t, threads, table, chunk, kind):
     slab = following
     line, memory = pointer(memory, kind), memory + g.line_bytes
     sums, runs = pointer(memory, kind), pointer(memory + g.tile_bytes, table)
-    zeros = shift(sums, PIXEL_ROWS * panel)
-    zero(zeros, PIXEL_ROWS)
+    none = pointer(0, kind)
     weights, x, offsets = pointer(g.weights, kind), pointer(g.x, kind), pointer(g.offsets, table)
     out, residual, bias = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind)
     added = g.residual_c if g.residual else -1
@@ -247,9 +246,9 @@ def forward_range(t, threads, table, chunk, kind):
                     whole = plain and height == PIXEL_ROWS
                     to = shift(out, y + p + channel * g.out_c) if whole else sums
                     ld, activation = (g.out_c, g.activation) if whole else (panel, 0)
-                    more, ldr = (shift(residual, z + p + channel * g.residual_c), added) if whole else (zeros, -1)
+                    more, ldr = (shift(residual, z + p + channel * g.residual_c), added) if whole else (none, -1)
                     stored = wide if whole else panel
-                    start = shift(bias, channel) if whole and g.bias else zeros
+                    start = shift(bias, channel) if whole and g.bias else none
                     if not g.taps:  # no tap of the kernel reaches here
                         zero(sums, PIXEL_ROWS * panel)
                     elif in_row:
@@ -258,7 +257,7 @@ def forward_range(t, threads, table, chunk, kind):
                             source_at, target_at, in_row, left, g.x_c, panel,
                         )  # fmt: skip
                     else:
-                        multiply_pixels(
+                        multiply_asking(
                             width, g.group_inputs, offsets, w, b, to, ld, stored, start, more, ldr, activation, line_at,
                             line_step,
                         )  # fmt: skip

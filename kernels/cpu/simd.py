@@ -131,17 +131,43 @@ class Vectors:
         masks: list[Any] | None = None,
     ) -> list[ir.Value]:  # fmt: skip
         """Vectors in memory added to ``values``, where the condition holds; with a mask only its lanes are read."""
-        before, added = self.b.block, []
+        after = []
+        before = self.b.block
         with self.b.if_then(condition):
             for value, offset, mask in zip(values, offsets, masks or [None] * len(values), strict=True):
                 more = self.load(pointer, offset) if mask is None else self.masked_load(pointer, offset, mask)
-                added.append(self.b.fadd(value, more))
+                after.append(self.b.fadd(value, more))
             adding = self.b.block
-        joined = [self.b.phi(self.vector) for _ in values]
-        for phi, value, more in zip(joined, values, added, strict=True):
+        return self.joined(values, before, after, adding)
+
+    def biased_if(self, condition: ir.Value, values: list[ir.Value], bias: ir.Value, width: int) -> list[ir.Value]:
+        """A number from memory added to each ``width`` vectors, where the condition holds."""
+        before = self.b.block
+        with self.b.if_then(condition):
+            rows = range(len(values) // width)
+            more = [self.splat(self.b.load(self.b.gep(bias, [const(i)]), align=self.align)) for i in rows]
+            after = [self.b.fadd(value, more[n // width]) for n, value in enumerate(values)]
+            changing = self.b.block
+        return self.joined(values, before, after, changing)
+
+    def limited_if(self, condition: ir.Value, values: list[ir.Value], activation: ir.Value) -> list[ir.Value]:
+        """The values within their activation's limits, where the condition holds."""
+        before = self.b.block
+        with self.b.if_then(condition):
+            lowest, highest = self.limits(activation)
+            after = [self.clamp(value, lowest, highest) for value in values]
+            changing = self.b.block
+        return self.joined(values, before, after, changing)
+
+    def joined(
+        self, values: list[ir.Value], before: ir.Block, changed: list[ir.Value], block: ir.Block
+    ) -> list[ir.Value]:  # fmt: skip
+        """``changed`` after the block that changed them, ``values`` where it was passed by."""
+        phis = [self.b.phi(self.vector) for _ in values]
+        for phi, value, other in zip(phis, values, changed, strict=True):
             phi.add_incoming(value, before)
-            phi.add_incoming(more, adding)
-        return joined
+            phi.add_incoming(other, block)
+        return phis
 
     def clamp(self, value: ir.Value, lowest: ir.Value, highest: ir.Value) -> ir.Value:
         """The value within its limits; this way round NaN stays NaN."""

@@ -289,6 +289,28 @@ def load_even_within(typingctx: Any, pointer: Any, row: Any, position: Any, limi
     return vector(pointer, i64, i64, i64, pointer.dtype), codegen
 
 
+def _alternating(first: int) -> Any:
+    def typed(typingctx: Any, low: Any, high: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _alternate(builder, args[0], args[1], first)
+
+        return low(low, high), codegen
+
+    return typed
+
+
+@intrinsic
+def evens(typingctx: Any, low: Any, high: Any) -> Any:
+    """low[0] low[2] ... high[0] high[2] ..."""
+    return _alternating(0)(typingctx, low, high)
+
+
+@intrinsic
+def odds(typingctx: Any, low: Any, high: Any) -> Any:
+    """low[1] low[3] ... high[1] high[3] ..."""
+    return _alternating(1)(typingctx, low, high)
+
+
 @intrinsic
 def gather(typingctx: Any, pointer: Any, row: Any, positions: Any, fill: Any) -> Any:
     """pointer[row + p] for the p >= 0 of an index vector, elsewhere ``fill``. Nothing else is read."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastconv.kernels import reference
-from fastconv.kernels.cpu import bfloat16, bfloat16_blocking, bfloat16_tiles
+from fastconv.kernels.cpu import amx, bfloat16, bfloat16_blocking, bfloat16_tiles
 from tests.guard import guarded
 from tests.kernels.test_cpu_conv import EDGES, conv, shape_of
 from tests.support import threads_for_small_problems
@@ -37,7 +37,7 @@ def small_problems_use_threads_too():
 
 @pytest.fixture(params=[BF16, FLOAT32], ids=str)
 def dtype(request):
-    reason = bfloat16.unavailable(request.param.itemsize)
+    reason = amx.unavailable() if request.param.itemsize == 4 else bfloat16.unavailable()
     if reason:
         pytest.skip(reason)
     return request.param
@@ -92,7 +92,7 @@ def test_is_exact_but_for_one_rounding(name, direction, dtype):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.skipif(bfloat16.unavailable(4) is not None, reason=f"{bfloat16.unavailable(4)}")
+@pytest.mark.skipif(amx.unavailable() is not None, reason=f"{amx.unavailable()}")
 @pytest.mark.parametrize("long", ["x", "w"])
 @pytest.mark.parametrize("name", ["pointwise", "below a tile", "dilation and stride"])
 def test_every_part_of_a_float32_number_counts(name, long):
