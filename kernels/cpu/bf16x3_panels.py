@@ -1,18 +1,21 @@
-"""Products of bf16x3 whose operands come fresh: while one matrix A is multiplied, the next one is split.
+"""Products of bf16x3 whose operand A comes fresh: while one is multiplied, the next one is split.
 
-    C[i][k] = sum over c of A[i][c] B[c][k]        for blocks of 16 rows of A and 16 columns of B, see ``bf16x3``
+    C[i][k] (+)= sum over c of A[i][c] B[c][k]        for blocks of 16 rows of A and 16 columns of B, see ``bf16x3``
 
-    A    [chunk][block][row][part][32]      chunks of 32 numbers along the sum
+    A    [chunk][block][row][part][32]      at most DEPTH chunks of 32 numbers along the sum, HEIGHT blocks
     B    [chunk][row][part][32]             of one column of blocks: a panel
     C    [block][row][16]
 
-Splitting 16 rows takes longer than a third of a block's products. Both at once take as long as the products:
-TDPBF16PS waits 16 cycles for its turn and leaves all other units idle. So after the products of each block a unit, four
-rows of what comes next, is split, as long as there are any in the queue:
+A's tiles take turns in one register, B's three parts and C's blocks have the others. TDPBF16PS waits 16 cycles for its
+turn and leaves the other units idle, so after each six of them a unit of the queue is split, 4 rows:
 
-    queue   done, count, source, target, upper, each, jump
-            unit ``u`` is read at ``source + u * 64`` and ``upper`` elements on (see ``bf16x3.split``), from unit
-            ``each`` on, where the second chunk begins, ``jump`` elements further, and written to ``target + u * 384``
+    queue   DONE of COUNT units are; a unit's rows are at SOURCE, 16 elements apart, and UPPER elements on (see
+            ``bf16x3.split``), the second chunk JUMP further, from unit EACH on; they go to TARGET one after another.
+            The same rows of AFTER are asked for: what is split next.
+
+With all operands in L1 that adds 55 cycles to the 384 of four blocks and a chunk; by itself it takes 115. Tried: panels
+of 32 and 48 rows, one buffer for A (split between steps, not meanwhile), asking for C ahead: all within 5%. Passes of
+one chunk: 5 to 15% slower.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from .simd import INDEX, Vectors, close_phis, const, keep_whole, load, open_phis
 
 HEIGHT = 4  # blocks of A multiplied at once: with one of A and three of B these are all tile registers
 UNIT = 4  # rows of a unit of the queue
-QUEUE = 7
-DONE, COUNT, SOURCE, TARGET, UPPER, EACH, JUMP = range(QUEUE)
+QUEUE = 8
+DONE, COUNT, SOURCE, AFTER, TARGET, UPPER, EACH, JUMP = range(QUEUE)
 DEPTH = 2  # chunks of a pass
 ROW_BYTES, BLOCK_BYTES, LINE = 2 * ROW, 2 * BLOCK, 64
 AHEAD = 16 * BLOCK_BYTES  # how far behind what is read B is asked for
@@ -43,12 +46,17 @@ def _field(b: ir.IRBuilder, queue: ir.Value, place: int) -> ir.Value:
 
 def _split_rows(b: ir.IRBuilder, v: Vectors, queue: ir.Value, unit: ir.Value) -> None:
     """Split unit ``unit`` of the queue."""
-    source = b.inttoptr(_field(b, queue, SOURCE), v.element.as_pointer())
+    source, after = (b.inttoptr(_field(b, queue, n), v.element.as_pointer()) for n in (SOURCE, AFTER))
     target = b.inttoptr(_field(b, queue, TARGET), ir.IntType(16).as_pointer())
     second = b.icmp_signed(">=", unit, _field(b, queue, EACH))
     offset = b.select(second, _field(b, queue, JUMP), const(0))
-    lower = b.gep(source, [b.add(offset, b.mul(unit, const(UNIT * SIDE)))])
-    upper = b.gep(lower, [_field(b, queue, UPPER)])
+    offset, step = b.add(offset, b.mul(unit, const(UNIT * SIDE))), _field(b, queue, UPPER)
+    lower, after = (b.gep(p, [offset]) for p in (source, after))
+    upper = b.gep(lower, [step])
+    for row in range(UNIT):
+        for place in (after, b.gep(after, [step])):
+            line = b.bitcast(b.gep(place, [const(row * SIDE)]), I8.as_pointer())
+            v.prefetch(line, write=False, level=2)
     target = b.gep(target, [b.mul(unit, const(UNIT * ROW))])
     for row in range(UNIT):
         low, high = (b.gep(p, [const(row * SIDE)]) for p in (lower, upper))
@@ -133,12 +141,13 @@ def _split_queued(typingctx: Any, queue: Any, unit: Any, like: Any) -> Any:
 
 
 @jit(inline=True)
-def enqueue(queue, chunks, height, source, v_block, target):
+def enqueue(queue, chunks, height, source, after, v_block, target):
     """Let the next products split so many blocks of 16 rows of so many chunks, at most DEPTH."""
     each = height * (SIDE // UNIT)
     store(queue, DONE, 0)
     store(queue, COUNT, chunks * each)
     store(queue, SOURCE, source)
+    store(queue, AFTER, after)
     store(queue, TARGET, target)
     store(queue, UPPER, v_block)
     store(queue, EACH, each)
