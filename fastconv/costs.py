@@ -117,25 +117,18 @@ COSTS: dict[str, dict[str, float]] = {
         "turned": 3.71e-09,
     },
     "bf16x3 direct": {
-        "packed": 3e-10,
+        "packed": 2e-10,
         "prepared": 6e-10,
-        "products": 6.6e-12,
-        "written": 3e-10,
-    },
-    "bf16x3 im2col": {
-        "pieces": 2e-09,
-        "prepared": 1.2e-09,
-        "products": 5.6e-12,
-        "split": 2.2e-10,
-        "elementwise": 1e-10,
-        "written": 7e-11,
+        "products": 6.27e-12,
+        "turned": 2.63e-10,
+        "written": 2.46e-10,
     },
     "bf16x3 winograd": {
-        "entered": 4.5e-09,
-        "left": 3.5e-09,
-        "products": 5.6e-12,
-        "streamed": 2e-10,
+        "entered": 3.34e-09,
+        "left": 6.74e-09,
         "prepared": 4e-10,
+        "products": 6.15e-12,
+        "streamed": 2.04e-10,
     },
     "bfloat16": {
         "products": 1.6e-12,
@@ -339,20 +332,6 @@ def im2col_weight_work(problem: ConvProblem) -> Work:
     }
 
 
-def bf16x3_im2col_work(problem: ConvProblem) -> Work:
-    """Tiles of 32 output channels x 32 positions; rows of the matrix in whole chunks of 32."""
-    s = _Sizes(problem)
-    matrix = s.pixels * _up(s.inputs * s.taps, 32) * s.groups
-    return {
-        "products": matrix * _up(s.outputs, 32),
-        "split": matrix,
-        "pieces": matrix / max(1, s.size[-1]),
-        "elementwise": matrix if s.strided or s.last else 0.0,
-        "written": s.written,
-        "prepared": 0.0 if problem.prepared else s.weights,
-    }
-
-
 def depthwise_work(problem: ConvProblem) -> Work:
     """Lanes are pixels of a row, or channels where the layout is channels-last and each is a group of its own."""
     s = _Sizes(problem)
@@ -377,6 +356,7 @@ def bfloat16_work(problem: ConvProblem) -> Work:
         "products": s.pixels * s.taps * _up(s.inputs, 32) * _up(s.outputs, 32) * s.groups,
         "packed": s.read * _up(s.inputs, 32) / s.inputs,
         "written": s.written,
+        "turned": 0.0 if s.last else s.read + s.written,
         "prepared": 0.0 if problem.prepared else s.weights,
     }
 
@@ -471,7 +451,6 @@ planar_seconds = _predict("planar", planar_work)
 pointwise_seconds = _predict("pointwise", pointwise_work)
 depthwise_seconds = _predict("depthwise", depthwise_work)
 bf16x3_direct_seconds = _predict("bf16x3 direct", bfloat16_work)
-bf16x3_im2col_seconds = _predict("bf16x3 im2col", bf16x3_im2col_work)
 bfloat16_seconds = _predict("bfloat16", bfloat16_work)
 
 
@@ -530,6 +509,6 @@ def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) ->
         "direct": ("direct", direct_work), "im2col": ("im2col", im2col_work),
         "pointwise": ("pointwise", pointwise_work), "direct_planar": ("planar", planar_work),
         "depthwise": ("depthwise", depthwise_work), "direct_bfloat16": ("bfloat16", bfloat16_work),
-        "direct_bf16x3": ("bf16x3 direct", bfloat16_work), "im2col_bf16x3": ("bf16x3 im2col", bf16x3_im2col_work),
+        "direct_bf16x3": ("bf16x3 direct", bfloat16_work),
     }[algorithm]  # fmt: skip
     return kernel, work(problem)

@@ -19,8 +19,8 @@ of 32 are a pair, so :func:`split` makes a row of two vectors without a shuffle.
     B  row p     [part 1 | part 2 | part 3]   a part: (w[p][0], w[p + 16][0]), (w[p][1], w[p + 16][1]), ...  16 columns
 
 Infinities and NaNs make every sum that they enter NaN or infinite (inf - inf is the remainder of an infinity), and
-numbers from 2**128 - 2**119 on, that a bfloat16 number rounds to infinity, count as infinite. Parts below 2**-126 count
-as zero: numbers below 2**-103 lose digits.
+numbers from 2**128 - 2**119 on, that a bfloat16 number rounds to infinity, count as infinite. What is below 2**-126
+counts as zero, parts as well as their products: numbers below 2**-103 lose digits, and so do products below 2**-102.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .amx import I8, emit
-from .simd import Vectors, close_phis, const, open_phis
+from .simd import Vectors, const
 
 CHUNK = 32  # numbers along the sum that a step multiplies
 SIDE = 16  # rows and columns of a tile of C
@@ -92,39 +92,3 @@ def multiply_chunk(
 
 def byte_pointer(b: ir.IRBuilder, pointer: ir.Value, offset: ir.Value) -> ir.Value:
     return b.bitcast(b.gep(pointer, [offset]), I8.as_pointer())
-
-
-@intrinsic
-def product(typingctx: Any, chunks: Any, a: Any, b: Any, c: Any, c_row: Any, more: Any) -> Any:
-    """32 rows of A times 32 columns of B, ``[chunk][two blocks]`` each, to C, whose rows are ``c_row`` apart; it is
-    added to C where ``more`` is not 0."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        chunks, a, b, c, c_row, more = args
-        c_bytes, block = builder.mul(c_row, const(4)), const(BLOCK)
-        places = [builder.add(builder.mul(c_row, const(i * SIDE)), const(j * SIDE)) for i in (0, 1) for j in (0, 1)]
-        corners = [byte_pointer(builder, c, place) for place in places]
-        with builder.if_else(builder.icmp_signed("==", more, const(0))) as (alone, added):
-            with alone:
-                for n, _ in enumerate(corners):
-                    emit(builder, "tilezero", n)
-            with added:
-                for n, corner in enumerate(corners):
-                    emit(builder, "tileloadd64", n, corner, c_bytes)
-        entry = builder.block
-        step, end = (builder.append_basic_block(name) for name in ("step", "end"))
-        builder.branch(step)
-        builder.position_at_end(step)
-        phis = open_phis(builder, [const(0), a, b], entry)
-        j, left, right = phis
-        multiply_chunk(builder, 2, 2, STEPS, left, block, right, block, const(2 * ROW))
-        after = builder.add(j, const(1))
-        close_phis(phis, [after, *(builder.gep(p, [const(2 * BLOCK)]) for p in (left, right))], step)
-        builder.cbranch(builder.icmp_signed("<", after, chunks), step, end)
-        builder.position_at_end(end)
-        for n, corner in enumerate(corners):
-            emit(builder, "tilestored64", n, corner, c_bytes)
-        return context.get_dummy_value()
-
-    i64 = types.int64
-    return types.void(i64, SHORTS, SHORTS, types.CPointer(types.float32), i64, i64), codegen

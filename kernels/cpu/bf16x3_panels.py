@@ -7,12 +7,12 @@
     C    [block][row][16]
 
 Splitting 16 rows takes longer than a third of a block's products. Both at once take as long as the products:
-TDPBF16PS waits 16 cycles for its turn and leaves all other units idle. So each step of the products splits 16 rows of
-what comes next, as long as there are any in the queue:
+TDPBF16PS waits 16 cycles for its turn and leaves all other units idle. So after the products of each block a unit, four
+rows of what comes next, is split, as long as there are any in the queue:
 
-    queue   done, count, source, target, upper, offsets...
-            block ``u`` of 16 rows is read at ``source + offsets[u]`` and ``upper`` elements on (see ``bf16x3.split``),
-            a row 16 elements after the other, and written to ``target + u * BLOCK``
+    queue   done, count, source, target, upper, each, jump
+            unit ``u`` is read at ``source + u * 64`` and ``upper`` elements on (see ``bf16x3.split``), from unit
+            ``each`` on, where the second chunk begins, ``jump`` elements further, and written to ``target + u * 384``
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ QUEUE = 7
 DONE, COUNT, SOURCE, TARGET, UPPER, EACH, JUMP = range(QUEUE)
 DEPTH = 2  # chunks of a pass
 ROW_BYTES, BLOCK_BYTES, LINE = 2 * ROW, 2 * BLOCK, 64
-AHEAD = 16 * BLOCK_BYTES
+AHEAD = 16 * BLOCK_BYTES  # how far behind what is read B is asked for
 
 
 def _field(b: ir.IRBuilder, queue: ir.Value, place: int) -> ir.Value:
@@ -56,7 +56,8 @@ def _split_rows(b: ir.IRBuilder, v: Vectors, queue: ir.Value, unit: ir.Value) ->
 
 
 def _make_panel(height: int) -> Any:
-    """An intrinsic ``(chunks, a, a_chunk, b, c, queue)``: ``height`` blocks of A by a panel of B."""
+    """An intrinsic ``(chunks, a, a_chunk, b, c, more, queue)``: ``height`` blocks of A by a panel of B, added to C
+    where ``more`` is not 0."""
 
     @intrinsic
     def panel(typingctx: Any, chunks: Any, a: Any, a_chunk: Any, b: Any, c: Any, more: Any, queue: Any) -> Any:

@@ -3,9 +3,9 @@
 item: a block of tiles, a group, a part of its output channels
     transform the input                                                     x -> V[ξ], float32
     for ``k_group`` columns of 16 output channels at a time: all, unless M would be too large
-        for each ξ
-            for each column: M[ξ][k][tile] = sum over c of V[ξ][tile][c] U[ξ][c][k]
-            meanwhile split the next V[ξ]                                   V[ξ + 1] -> A
+        for each ξ, 64 tiles, 64 input channels
+            for each column: M[ξ][k][tile] (+)= sum over c of V[ξ][tile][c] U[ξ][c][k]
+            meanwhile split the next 64 tiles and channels                  V -> A
         transform the output                                                M[ξ] -> out
 """
 

@@ -4,11 +4,11 @@ As in ``winograd_blocking``; what differs follows from the tiles of 16 rows by 1
 time, and from products three times as fast:
 
     V     transformed input, float32                [ξ][c // 16][tile][c % 16]      channels in whole 32s
-    A     V of one ξ, split, and of the next one    [c // 32][tile // 16][tile % 16][part][32]
+    A     64 tiles and 64 channels of V, split      [c // 32][tile // 16][tile % 16][part][32]      and the next ones
     M     products                                  [ξ][k // 16][tile][k % 16]
-    U     transformed weights, split                [group][ξ][k // 16][c // 32][c % 16][part][32]
+    U     transformed weights, split                [group][ξ][c // 64][k // 16][c % 64 // 32][c % 16][part][32]
 
-Each ξ is multiplied with all columns of outputs in turn, so V is split once. A block has whole 16s of tiles.
+What is split is multiplied with all of ``k_group`` columns of outputs in turn. A block has whole 16s of tiles.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHUNK = 32  # channels that a step sums over
 SIDE = 16  # tiles and output channels of a register
 BLOCK = SIDE * 3 * CHUNK  # 16-bit elements of 16 split rows
 A_BYTES = 2 * 4 * BLOCK * 2  # of 64 tiles and 64 channels
-QUEUE = 8  # numbers before the offsets of ``bf16x3_panels``' queue
+QUEUE = 7  # numbers of ``bf16x3_panels``' queue
 TILES = 128  # of a block
 
 

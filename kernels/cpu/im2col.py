@@ -118,11 +118,9 @@ class Layout(NamedTuple):
     tiles: int
     k_parts: int
     row_numbers: int  # 0, 1, 2, ...: where the rows of a tile's weights begin
-    configuration: int  # of AMX's tile registers; this and the next for ``bf16x3_im2col`` only
-    whole: int  # not 0: output position p reads input position p and no other
 
 
-FIELDS = len(Layout._fields)
+_FIELDS = len(Layout._fields)
 
 
 @jit(inline=True)
@@ -205,7 +203,7 @@ def unroll(g, lanes, table, x, channels, runs, run_count, target, channel_step, 
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
-    g = Layout(*unpack(table, FIELDS))
+    g = Layout(*unpack(table, _FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     memory = g.scratch + t * g.thread_bytes
@@ -268,8 +266,8 @@ def forward_range(t, threads, table, chunk, kind):
 _ROWS = np.arange(2 * TILE_ROWS, dtype=np.int64)
 
 
-def constants(
-    c: Correlation, scratch: tuple[int, ...], sizes: tuple[int, ...], configuration: int = 0, whole: bool = False
+def _fixed(
+    c: Correlation, scratch: tuple[int, ...], sizes: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The constant part of a Layout, and the arrays whose addresses are in it."""
     depth, height, width = c.axes
@@ -284,7 +282,6 @@ def constants(
         address(depth.source), address(height.source), address(segments), address(starts),
         c.batch, c.groups, c.group_inputs, c.group_outputs, *c.kernel,
         depth.stride, height.stride, depth.dilation, height.dilation, *c.out, *sizes, address(_ROWS),
-        configuration, whole,
     )  # fmt: skip
     return fixed, (depth.source, height.source, segments, starts)
 
@@ -293,7 +290,7 @@ def constants(
 def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The plan of one of blocking's cached correlations, which compare by identity."""
     plan = im2col_blocking.forward(c, itemsize, threads, TILE_ROWS)
-    return constants(
+    return _fixed(
         c, plan.scratch, (plan.pixels, plan.blocks, plan.channels, plan.group_batch, plan.tiles, plan.k_parts)
     )
 
@@ -338,7 +335,7 @@ _CHUNK_FIELDS = len(Chunk._fields)
 @jit
 def pack_chunk_range(t, threads, table, chunk, kind):
     """Share ``t`` of unrolling a chunk and packing its dy; the Layout's ``out`` is dy."""
-    g, h = Layout(*unpack(table, FIELDS)), Chunk(*unpack(chunk, _CHUNK_FIELDS))
+    g, h = Layout(*unpack(table, _FIELDS)), Chunk(*unpack(chunk, _CHUNK_FIELDS))
     lanes = vector_lanes(kind)
     width = 2 * lanes
     runs = pointer(g.scratch + t * g.thread_bytes, table)
@@ -395,7 +392,7 @@ def _prepare_weight(c: Correlation, itemsize: int) -> tuple[Im2colWeight, np.nda
         np.minimum(np.arange(plan.rows + TILE_ROWS, dtype=np.int64), plan.rows - 1), c.group_inputs
     )
     offsets = (tap * channels + channel) * plan.row_stride  # a tile's spare rows repeat the last
-    return plan, offsets, *constants(c, (plan.runs_bytes,), (0, 0, 0, plan.group_batch, 0, 0))
+    return plan, offsets, *_fixed(c, (plan.runs_bytes,), (0, 0, 0, plan.group_batch, 0, 0))
 
 
 @in_float32
