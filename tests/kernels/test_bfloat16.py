@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastconv.kernels import reference
-from fastconv.kernels.cpu import amx, bfloat16, bfloat16_blocking, bfloat16_tiles
+from fastconv.kernels.cpu import amx, bfloat16, bfloat16_blocking, bfloat16_tiles, bfloat16_weights
 from tests.guard import guarded
 from tests.kernels.test_cpu_conv import EDGES, conv, shape_of
 from tests.support import threads_for_small_problems
@@ -31,7 +31,7 @@ MORE = {
 @pytest.fixture(scope="module", autouse=True)
 def small_problems_use_threads_too():
     sizes = [bfloat16_blocking.forward_workspace, bfloat16_blocking.grad_input_workspace]
-    with threads_for_small_problems(bfloat16, sizes=sizes):
+    with threads_for_small_problems(bfloat16_weights, sizes=sizes):
         yield
 
 
