@@ -256,8 +256,8 @@ def pointwise_forward(c: Correlation, itemsize: int, threads: int, tile_rows: in
     # a page to spare: where in it a slab begins changes from block to block (see ``pointwise``)
     slab = round_up(c.group_inputs * pixels * itemsize, PAGE_BYTES) + PAGE_BYTES
     k_blocks = -(-c.group_outputs // tile_rows)
-    rows = pixels // max(1, width.out) + 2
-    scratch = (slab, aligned(pixels * itemsize), TILE_BYTES, aligned(rows * 4 * 8))
+    runs = pixels // max(1, width.out) + 2 + pixels * itemsize // (PIXEL_VECTORS * 16)  # cut at panels of any target
+    scratch = (slab, aligned(pixels * itemsize), TILE_BYTES, aligned(runs * 4 * 8))
     packed = c.groups * k_blocks * tile_rows * c.taps * c.group_inputs
     return PointwiseForward(blocks, panels, panel, k_blocks, k_parts, scratch, packed)
 

@@ -179,6 +179,7 @@ POINTWISE = {
     "a pixel": conv(1, 1, 1, (1, 1), 1),
     "rows of tiles": conv(3, 35, 50, (9, 9), 1),
     "many blocks": conv(3, 300, 24, (21, 33), 1),
+    "stride 2": conv(2, 24, 48, (31, 121), 1, stride=2),
     "stride and padding": conv(2, 16, 33, (17, 19), 1, stride=(2, 3), pad=((1, 0), (2, 2))),
     "replicate": conv(2, 6, 17, (8, 9), 1, pad=((1, 2), (3, 1)), mode="replicate"),
     "groups": conv(2, 24, 48, (17, 17), 1, groups=3),
