@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -74,19 +73,16 @@ def networks() -> list[str]:
     about = (
         f"Whole networks, milliseconds for one image of 224×224, 2 threads of an {machines}: an ONNX model on "
         "fastconv's executor and on the best of ONNX Runtime, OpenVINO and PyTorch channels-last; a PyTorch model, "
-        "eager and channels-last, and the same after `convert(model)`. Emulated: float32 products made of "
-        'bfloat16 ones, `precision="emulated"`.'
+        "eager and channels-last, and the same after `convert(model)`."
     )
-    lines = [textwrap.fill(about, 118), "", "| network | ONNX | emulated | best other | | PyTorch | converted | |"]
-    lines.append("|---|" + "---:|" * 7)
+    lines = [textwrap.fill(about, 118), "", "| network | ONNX | best other | | PyTorch | converted | |"]
+    lines.append("|---|" + "---:|" * 6)
     for name, shown in NETWORKS.items():
         times = {library: _best(runs) for library, runs in onnx[name].items()}
-        own, emulated = times.pop("fastconv"), times.pop("fastconv-emulated", math.nan)
-        other = min(times.values())
+        own, other = times.pop("fastconv"), min(times.values())
         eager, new = _best(converted[name]["eager-channels-last"]), _best(converted[name]["converted"])
         cells = (
             f"{own:.1f}",
-            f"{emulated:.1f}",
             f"{other:.1f}",
             f"{other / own:.2f}×",
             f"{eager:.1f}",
