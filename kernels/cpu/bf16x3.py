@@ -49,9 +49,10 @@ def store_parts(v: Vectors, rows: list[ir.Value], target: ir.Value, parts: int =
     high, half, sixteen = (ir.Constant(v.ints, [n] * v.lanes) for n in (0xFFFF0000, 0x8000, 16))
     for part in range(parts):
         taken = [b.bitcast(x, v.ints) for x in rows]
-        if part < PARTS - 1:  # rounded, half away from zero; of the last part the lower half is zero
+        if part < PARTS - 1:  # rounded, half away from zero
             taken = [b.and_(b.add(x, half), high) for x in taken]
             rows = [b.fsub(x, b.bitcast(y, v.vector)) for x, y in zip(rows, taken, strict=True)]
+        # of the last part the lower half is zero; a NaN's spoils its pair, but both are in one sum
         row = b.or_(b.lshr(taken[0], sixteen), taken[1])
         b.store(row, b.bitcast(b.gep(target, [const(part * CHUNK)]), v.ints.as_pointer()), align=2)
 

@@ -159,11 +159,11 @@ def pack_panels(table, kind, slab, line, pieces, n, channel, od, first, last, do
         p = 0
         while p < end:
             row, column = (first + p) // g.out_width, (first + p) % g.out_width
-            n = min(g.out_width - column, end - p, panel - p % panel)
+            length = min(g.out_width - column, end - p, panel - p % panel)
             store(pieces, count, load(source_h, row) * g.x_h + load(segments, 1) * g.x_w + column * step)
             store(pieces, count + 1, p // panel * panel * g.group_inputs + p % panel)
-            store(pieces, count + 2, n)
-            count, p = count + 3, p + n
+            store(pieces, count + 2, length)
+            count, p = count + 3, p + length
         source = shift(x, channel * g.x_c)
         pack_pieces(pieces, count // 3, step, source, g.x_c, slab, g.group_inputs, panel)
         return
