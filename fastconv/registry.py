@@ -221,6 +221,10 @@ def no_amx(problem: ConvProblem) -> str | None:
     return reason
 
 
+def not_for_bf16x3(problem: ConvProblem) -> str | None:
+    return no_amx(problem) or (None if not_narrow(problem) else "pads each group to 32 channels, which here are few")
+
+
 CUDA_POSITIONS = 2**31 - 128
 """Positions that an int counts, to the end of the last tile."""
 
@@ -498,7 +502,7 @@ ROWS: tuple[Row, ...] = (
         module="bfloat16",
         variant="bf16x3",
         family="direct",
-        why_not=no_amx,
+        why_not=not_for_bf16x3,
         **EMULATED,
     ),
     *_pool("max_pool", "max", "running maximum of each window, the first one wins"),
