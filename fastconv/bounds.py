@@ -83,7 +83,10 @@ def winograd_bound(variant: Variant, problem: Problem) -> float:
 
 
 def winograd_emulated_bound(variant: Variant, problem: Problem) -> float:
-    """:func:`winograd_bound` with each product of transformed numbers computed as in :func:`emulated_bound`."""
+    """:func:`winograd_bound` with each product of transformed numbers computed as in :func:`emulated_bound`.
+
+    A sum over C channels has 6 C roundings then; that bound has room for C * taps, and kernels have 9 or 25.
+    """
     return winograd_bound(variant, problem) + variant.amplification * BF16X3_LOST
 
 
