@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastconv.backends.memory import Life, offsets
+from fastconv.settings import options
 from tests.support import require
 
 onnx = require("onnx")
@@ -19,7 +20,6 @@ from fastconv.backends.onnx import passes  # noqa: E402
 from fastconv.backends.onnx.executor import PROGRAMS, Executor  # noqa: E402
 from fastconv.backends.onnx.graph import build  # noqa: E402
 from fastconv.plan import ConvPlan  # noqa: E402
-from fastconv.settings import options  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 random = np.random.default_rng(0)
