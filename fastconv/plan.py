@@ -174,7 +174,9 @@ class ConvPlan:
         callers that have checked them already."""
         nbytes = self._choice.workspace_bytes
         if self._on_cpu:
-            self._kernel(x, self._w, self._bias, residual, out, workspace=self._workspace.get(nbytes))
+            workspace = self._workspace.take(nbytes)
+            self._kernel(x, self._w, self._bias, residual, out, workspace=workspace)
+            self._workspace.give(workspace)
             return
         with on_device(x):
             workspace = self._scratch.get(x, nbytes)
