@@ -40,8 +40,8 @@ from .dispatch import (
 from .kernels.geometry import Sizes
 from .pooled import ready_calls
 from .problem import ConvProblem, conv_problem, conv_transpose_problem
-from .registry import resolve
 from .settings import default_threads
+from .targets import resolve
 
 
 class Layout:

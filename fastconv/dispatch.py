@@ -26,8 +26,9 @@ from .autograd import array_module, on_device
 from .bounds import sum_bound
 from .pooled import ready_calls
 from .problem import ConvProblem, Problem
-from .registry import ROWS, Row, resolve, rows_for
+from .registry import ROWS, Row, rows_for
 from .settings import DEFAULTS, Options, check_algorithm, current, get_num_threads
+from .targets import resolve
 
 DEFAULT_MAX_ERROR = 256.0
 """Limit on automatic choices, in multiples of the direct algorithm's error bound; see :func:`fastconv.options`."""

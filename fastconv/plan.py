@@ -30,8 +30,8 @@ from .dispatch import Candidate, DeviceWorkspace, Explanation, Workspace, explai
 from .kernels.geometry import Sizes
 from .problem import ConvProblem, conv_problem, conv_transpose_problem
 from .ranks import per_rank
-from .registry import resolve
 from .settings import get_num_threads
+from .targets import resolve
 
 KNOWN = 64
 """Kinds of arguments on a GPU that a plan remembers having checked."""

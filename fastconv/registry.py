@@ -1,19 +1,17 @@
 """THE table: one row a kernel. Dispatch, tests, benchmarks, documentation and ``explain`` enumerate it.
 
 To add a kernel write one file in ``kernels/`` and one row here; CONTRIBUTING walks through it. A row is data and a
-few pure functions of a problem: nothing here imports a kernel, Numba or CuPy; ``module:function`` strings resolve
-when a kernel first runs.
+few pure functions of a problem (``refusals``, ``costs``, ``bounds``): nothing here imports a kernel, Numba or CuPy;
+``module:function`` strings resolve when a kernel first runs.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from operator import attrgetter
+from functools import partial
 from typing import Any
 
 from .bounds import (
@@ -51,7 +49,25 @@ from .costs_cuda import (
     cuda_winograd_seconds,
 )
 from .kernels.winograd_matrices import VARIANTS, Variant
-from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
+from .problem import ITEMSIZE, Problem
+from .refusals import (
+    always,
+    bf16x3_winograd_why_not,
+    cuda_plane_too_large,
+    cuda_winograd_fused_why_not,
+    cuda_winograd_why_not,
+    is_pointwise,
+    no_bfloat16_products,
+    not_a_cuda_pointwise,
+    not_a_cuda_product,
+    not_cuda_depthwise,
+    not_for_bf16x3,
+    not_narrow,
+    not_pointwise,
+    plane_too_large,
+    winograd_why_not,
+)
+from .targets import CPU, CUDA, resolve
 
 Predicate = Callable[[Any], str | None]
 
@@ -110,143 +126,9 @@ class Row:
         return f"{self.device}/{self.op}/{self.direction}/{self.algorithm}"
 
 
-@cache  # bounded by the table
-def resolve(target: str) -> Callable[..., Any]:
-    """The function a ``module:function`` string names; ``module:variant.function`` where a module has variants.
-
-    >>> resolve("fastconv.kernels.reference:forward").__name__
-    'forward'
-    """
-    module, function = target.split(":")
-    kernel: Callable[..., Any] = attrgetter(function)(importlib.import_module(module))
-    return kernel
-
-
-# -------------------------------------------------------------------------------------------------- when rows refuse
-
-
-def always(problem: Problem) -> str | None:
-    return None
-
-
-def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    kernel = (1, *g.kernel_size)[-2:]
-    if g.rank > 2:
-        return "has tiles of one and two dimensions, not three"
-    if (1, *g.stride)[-2:] != variant.strides:
-        return f"computes stride {variant.stride}, not {g.stride}"
-    if variant.stride > 1 and max(g.dilation) > 1:
-        return f"computes dilation 1, not {g.dilation}"
-    if kernel != variant.kernel:
-        return f"computes kernels {variant.kernel}, not {kernel}"
-    return None
-
-
-def bf16x3_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    return no_amx(problem) or winograd_why_not(variant, problem)
-
-
-def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    if problem.direction == "grad_input" and g.padding_mode != "zeros":
-        return "folds no padded gradient"
-    if any(d != 1 for d in g.dilation):
-        return f"computes dilation 1, not {g.dilation}"
-    return winograd_why_not(variant, problem)
-
-
-def cuda_winograd_fused_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    reason = cuda_winograd_why_not(variant, problem)
-    if reason is not None:
-        return reason
-    zeros = problem.geometry.padding_mode == "zeros"
-    needed = resolve(f"{CUDA}winograd_fused:shared_bytes")(zeros)
-    available = resolve(f"{CUDA}module:least_shared_bytes")()
-    if needed <= available:
-        return None
-    return f"needs {needed} bytes of shared memory a block, the GPU (or one of them) has {available}"
-
-
-def _plane_too_large(problem: PoolProblem) -> str | None:
-    g = problem.geometry
-    plane = math.prod(g.input_size) * (g.channels if problem.layout == "channels_last" else 1)
-    return None if plane < 2**31 else f"counts positions in 32 bits, a plane has {plane} elements"
-
-
-def _cuda_plane_too_large(problem: PoolProblem) -> str | None:
-    plane = math.prod(problem.geometry.input_size)
-    return None if plane < 2**31 else f"counts positions of a plane in 32 bits, there are {plane}"
-
-
-def is_pointwise(problem: ConvProblem) -> str | None:
-    return None if not_pointwise(problem) else "is called pointwise where the kernel is 1x1"
-
-
-def not_pointwise(problem: ConvProblem) -> str | None:
-    kernel = problem.geometry.kernel_size
-    return None if max(kernel) == 1 else f"computes 1x1 kernels, not {kernel}"
-
-
-NARROW_GROUP = 16  # channels: wider groups fill the tiles of a matrix product
-
-
-def not_narrow(problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    inputs = (g.out_channels if problem.direction == "grad_input" else g.in_channels) // g.groups
-    if g.groups > 1 and inputs <= NARROW_GROUP:
-        return None
-    count = "is 1 group" if g.groups == 1 else f"are {g.groups} groups"
-    return f"is for groups of at most {NARROW_GROUP} channels, here there {count} of {inputs}"
-
-
-def not_cuda_depthwise(problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    if g.in_channels != g.groups:
-        return f"is for groups of one input channel, here they have {g.in_channels // g.groups}"
-    if problem.direction == "grad_input" and g.padding_mode != "zeros":
-        return f"gathers input gradients of zero padding, not {g.padding_mode}"
-    return None
-
-
-def no_bfloat16_products(problem: ConvProblem) -> str | None:
-    if problem.direction == "grad_input" and problem.geometry.padding_mode != "zeros":
-        return "folds no padded gradient, which would have to be held in float32"
-    reason: str | None = resolve(f"{CPU}bfloat16:unavailable")()
-    return reason
-
-
-def no_amx(problem: ConvProblem) -> str | None:
-    reason: str | None = resolve(f"{CPU}amx:unavailable")()
-    return reason
-
-
-def not_for_bf16x3(problem: ConvProblem) -> str | None:
-    return no_amx(problem) or (None if not_narrow(problem) else "pads each group to 32 channels, which here are few")
-
-
-CUDA_POSITIONS = 2**31 - 128
-"""Positions that an int counts, to the end of the last tile."""
-
-
-def not_a_cuda_product(problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    if problem.direction == "grad_input" and g.padding_mode != "zeros":
-        return f"folds no gradient of an input padded by {g.padding_mode}"
-    if g.batch * max(math.prod(g.input_size), math.prod(g.output_size)) > CUDA_POSITIONS:
-        return "counts positions in 32 bits"
-    return None
-
-
-def not_a_cuda_pointwise(problem: ConvProblem) -> str | None:
-    return not_pointwise(problem) or not_a_cuda_product(problem)
-
-
 # ---------------------------------------------------------------------------------------------------------- the table
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
-CPU = "fastconv.kernels.cpu."
-CUDA = "fastconv.kernels.cuda."
 REFERENCE = "fastconv.kernels.reference:"
 
 CORRELATIONS = ("forward", "grad_input")
@@ -399,7 +281,7 @@ def _pool(op: str, stem: str, summary: str) -> Iterator[Row]:
             target=f"{CPU}pool:{stem}_{direction}",
             summary=summary,
             dtypes=FLOATS,
-            why_not=_plane_too_large,
+            why_not=plane_too_large,
             seconds=pool_seconds,
             bound=sum_bound,
             typical=sum_typical,
@@ -419,7 +301,7 @@ def _cuda_pool(op: str, stem: str, summary: str, forward: str, gradient: str) ->
             instances=f"{CUDA}pool:{kernels}.instances",
             summary=summary,
             dtypes=FLOATS,
-            why_not=_cuda_plane_too_large,
+            why_not=cuda_plane_too_large,
             seconds=cuda_pool_seconds,
             bound=sum_bound,
             typical=sum_typical,

@@ -17,6 +17,7 @@ from fastconv.kernels.cpu import bound
 from fastconv.problem import adaptive_pool_problem, conv_problem, conv_transpose_problem, pool_problem, unpool_problem
 from fastconv.registry import ROWS, Row
 from fastconv.settings import Options
+from fastconv.targets import resolve
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 LAYOUTS = ("channels_first", "channels_last")
@@ -280,6 +281,6 @@ def test_row_names_are_unique_and_resolve():
     names = [r.name for r in ROWS]
     assert len(set(names)) == len(names)
     for row in ROWS:
-        assert callable(registry.resolve(row.target))
+        assert callable(resolve(row.target))
         for extra in (row.workspace, row.prepare):
-            assert extra is None or callable(registry.resolve(extra))
+            assert extra is None or callable(resolve(extra))

@@ -14,7 +14,8 @@ from fastconv.kernels.cpu.bound import bind
 from fastconv.kernels.cpu.panels import PASS
 from fastconv.kernels.winograd_matrices import VARIANTS
 from fastconv.problem import conv_problem
-from fastconv.registry import ROWS, resolve
+from fastconv.registry import ROWS
+from fastconv.targets import resolve
 from fastconv.testing import check_row
 from fastconv.testing.referee import neighbourhood
 from tests.guard import guarded
