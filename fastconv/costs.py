@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from .kernels.geometry import phases_as_channels
 from .kernels.winograd_matrices import Variant, axis_tiles
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
@@ -109,11 +111,13 @@ COSTS: dict[str, dict[str, float]] = {
         "left, spilled": 1.94e-10,
         "made": 1.31e-10,
         "moved": 3.3e-11,
+        "phases": 4e-10,
         "prepared": 2.43e-10,
         "prepared call": 7.9e-05,
         "products": 9.2e-12,
         "streamed": 9.88e-11,
         "sums": 4.9e-11,
+        "taps": 1e-09,
         "turned": 3.71e-09,
     },
     "bf16x3 direct": {
@@ -404,6 +408,16 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     }
 
 
+def winograd_phases_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
+    """That of the convolution without a stride; input and taps are copied before it, the taps by one thread."""
+    inner = replace(problem, geometry=phases_as_channels(problem.geometry))
+    g = inner.geometry
+    copied = {"phases": float(math.prod(g.input_shape))}
+    if not problem.prepared:
+        copied["taps"] = float(math.prod(g.weight_shape) * threads)
+    return winograd_work(variant, inner, threads) | copied
+
+
 def bf16x3_winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     """Products of 16 tiles x 16 output channels, input channels in whole 32s; transforms, and the weights, as above."""
     s = _Sizes(problem)
@@ -476,6 +490,11 @@ def winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> fl
     return _seconds("winograd", problem, threads, winograd_work(variant, problem, threads), 0.0)
 
 
+def winograd_phases_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
+    threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
+    return _seconds("winograd", problem, threads, winograd_phases_work(variant, problem, threads), 0.0)
+
+
 def bf16x3_winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
     threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
     work = bf16x3_winograd_work(variant, problem, threads)
@@ -496,6 +515,8 @@ def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) ->
     """The entry of COSTS and the work behind a row's prediction, for calibration."""
     if variant is not None and algorithm.endswith("_bf16x3"):
         return "bf16x3 winograd", bf16x3_winograd_work(variant, problem, threads)
+    if variant is not None and algorithm.endswith("_phases"):
+        return "winograd", winograd_phases_work(variant, problem, threads)
     if variant is not None:
         return "winograd", winograd_work(variant, problem, threads)
     if problem.direction == "grad_weight":

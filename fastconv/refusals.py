@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from .kernels.geometry import phases_as_channels
 from .kernels.winograd_matrices import Variant
 from .problem import ConvProblem, PoolProblem, Problem
 from .targets import CPU, CUDA, resolve
@@ -26,6 +27,18 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
         return f"computes dilation 1, not {g.dilation}"
     if kernel != variant.kernel:
         return f"computes kernels {variant.kernel}, not {kernel}"
+    return None
+
+
+def winograd_phases_why_not(variant: Variant, problem: ConvProblem) -> str | None:
+    g = problem.geometry
+    if g.rank != 2:
+        return f"computes images of two dimensions, not {g.rank}"
+    if max(g.dilation) > 1:
+        return f"computes dilation 1, not {g.dilation}"
+    taps = phases_as_channels(g).kernel_size
+    if max(g.stride) == 1 or taps != variant.kernel:
+        return f"computes strides that leave {variant.kernel} taps of a kernel a phase, here {taps} of {g.kernel_size}"
     return None
 
 

@@ -18,6 +18,7 @@ from .bounds import (
     emulated_bound,
     emulated_typical,
     float64_bound,
+    of_phases,
     sum_bound,
     sum_typical,
     winograd_bound,
@@ -36,6 +37,7 @@ from .costs import (
     pointwise_seconds,
     pool_seconds,
     reference_seconds,
+    winograd_phases_seconds,
     winograd_seconds,
 )
 from .costs_cuda import (
@@ -65,6 +67,7 @@ from .refusals import (
     not_narrow,
     not_pointwise,
     plane_too_large,
+    winograd_phases_why_not,
     winograd_why_not,
 )
 from .targets import CPU, CUDA, resolve
@@ -234,6 +237,30 @@ BF16X3 = ("f4x4_3x3", "f4x4_5x5")
 together the fastest on 12 of 128 layers (2 threads of a Sapphire Rapids server), these two on 18."""
 
 
+PHASES = ("f4x4_2x2", "f4x4_3x3")
+"""Variants for strides with as many taps a phase. F(3x3) and F(5x5) of 2x2 taps are no faster on any of ten layers."""
+
+
+def _winograd_phases(variant: Variant) -> Iterator[Row]:
+    """The same for a stride, whose phases are channels."""
+    rows, columns = variant.kernel
+    return _conv(
+        f"winograd_{variant.name}_phases",
+        f"phases of the stride as channels, of {rows}x{columns} taps each: {variant.multiplications} products for "
+        f"{variant.rows[0]}x{variant.columns[0]} outputs; strides from 2",
+        partial(winograd_phases_seconds, variant),
+        directions=("forward",),
+        workspace=f"winograd_phases:{variant.name}.{{}}_workspace",
+        module="winograd_phases",
+        variant=variant.name,
+        dtypes=("float32", "float64"),
+        why_not=partial(winograd_phases_why_not, variant),
+        **_winograd_fields(variant)
+        | {"bound": partial(of_phases, partial(winograd_bound, variant))}
+        | {"typical": partial(of_phases, partial(winograd_typical, variant))},
+    )
+
+
 def _bf16x3_winograd(variant: Variant) -> Iterator[Row]:
     """The same with products by AMX."""
     m = "x".join(str(outputs) for outputs, _ in (variant.rows, variant.columns))
@@ -365,6 +392,7 @@ ROWS: tuple[Row, ...] = (
         why_not=not_narrow,
     ),
     *itertools.chain.from_iterable(map(_winograd, VARIANTS)),
+    *itertools.chain.from_iterable(map(_winograd_phases, (v for v in VARIANTS if v.name in PHASES))),
     *itertools.chain.from_iterable(map(_bf16x3_winograd, (v for v in VARIANTS if v.name in BF16X3))),
     *_conv(
         "direct_bfloat16",

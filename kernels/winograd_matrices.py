@@ -222,6 +222,7 @@ VARIANTS = (
     Variant("f6x6_3x3", (6, 3), (6, 3)),
     Variant("f2x2_5x5", (2, 5), (2, 5)),
     Variant("f4x4_5x5", (4, 5), (4, 5)),
+    Variant("f4x4_2x2", (4, 2), (4, 2)),
     Variant("s2_f2x2_3x3", (2, 2), (2, 2), 2),
     Variant("s2_f2x2_5x5", (2, 3), (2, 3), 2),
     Variant("f2_3", (1, 1), (2, 3)),

@@ -441,6 +441,7 @@ def _variant(f: Variant) -> EntryPoints:
     f6x6_3x3,
     f2x2_5x5,
     f4x4_5x5,
+    f4x4_2x2,
     s2_f2x2_3x3,
     s2_f2x2_5x5,
     f2_3,
