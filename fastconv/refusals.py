@@ -21,7 +21,9 @@ def always(problem: Problem) -> str | None:
 def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
     g = problem.geometry
     kernel = (1, *g.kernel_size)[-2:]
-    if (1, *g.stride)[-2:] != variant.strides:
+    stride = (1, *g.stride)[-2:]
+    if problem.direction == "grad_input" and kernel == tuple(s * k for s, k in zip(stride, variant.kernel)) and max(g.dilation)==1: return None
+    if stride != variant.strides:
         return f"computes stride {variant.stride}, not {g.stride}"
     if variant.stride > 1 and max(g.dilation[-2:]) > 1:
         return f"computes dilation 1, not {g.dilation}"

@@ -223,30 +223,26 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
             for r in range(height):
                 a, b = y + r * out_h, z + r * residual_h
                 run_count = add_run(runs, run_count, r * width, width, a, g.out_w, b, g.residual_w)
-            if fused:
+            if fused and g.out_c == 1:
                 copy_rows(g, kind, source, lanes, runs, run_count, channel, channels)
             elif g.out_c == 1:
                 write_positions(g, kind, source, lanes, runs, run_count, channel, channels, g.bias, g.activation)
             else:
                 ld = -(-positions // lanes) * lanes
                 transpose(lanes, source, lanes, pointer(turned, kind), ld, ld, lanes)
+                has_bias, activation = (0, 0) if fused else (g.bias, g.activation)
                 write_channels(
-                    g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels, g.bias, g.activation
+                    g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels, has_bias, activation
                 )
 
 
 @jit(inline=True)
 def copy_rows(g, kind, source, lds, runs, run_count, channel, channels):
-    """Finished positions to an output of any strides."""
+    """Finished positions to a channels-last output."""
     for i in range(0, 4 * run_count, 4):
         for p in range(load(runs, i + 1)):
             row = shift(source, (load(runs, i) + p) * lds)
-            to = shift(pointer(g.out, kind), load(runs, i + 2) + p * g.out_w + channel * g.out_c)
-            if g.out_c == 1:
-                copy(row, to, channels)
-            else:
-                for k in range(channels):
-                    store(to, k * g.out_c, load(row, k))
+            copy(row, shift(pointer(g.out, kind), load(runs, i + 2) + p * g.out_w + channel), channels)
 
 
 @jit(inline=True)
