@@ -111,13 +111,14 @@ COSTS: dict[str, dict[str, float]] = {
         "left, spilled": 1.94e-10,
         "made": 1.31e-10,
         "moved": 3.3e-11,
-        "phases": 4e-10,
+        "phase rows": 4.5e-08,
+        "phases": 1e-10,
         "prepared": 2.43e-10,
         "prepared call": 7.9e-05,
         "products": 9.2e-12,
         "streamed": 9.88e-11,
         "sums": 4.9e-11,
-        "taps": 1e-09,
+        "taps": 2e-09,
         "turned": 3.71e-09,
     },
     "bf16x3 direct": {
@@ -412,7 +413,7 @@ def winograd_phases_work(variant: Variant, problem: ConvProblem, threads: int) -
     """That of the convolution without a stride; input and taps are copied before it, the taps by one thread."""
     inner = replace(problem, geometry=phases_as_channels(problem.geometry))
     g = inner.geometry
-    copied = {"phases": float(math.prod(g.input_shape))}
+    copied = {"phases": float(math.prod(g.input_shape)), "phase rows": float(math.prod(g.input_shape[:-1]))}
     if not problem.prepared:
         copied["taps"] = float(math.prod(g.weight_shape) * threads)
     return winograd_work(variant, inner, threads) | copied

@@ -20,13 +20,14 @@ def always(problem: Problem) -> str | None:
 
 def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
     g = problem.geometry
-    kernel = (1, *g.kernel_size)[-2:]
-    stride = (1, *g.stride)[-2:]
-    if problem.direction == "grad_input" and kernel == tuple(s * k for s, k in zip(stride, variant.kernel)) and max(g.dilation)==1: return None
+    kernel, stride = (1, *g.kernel_size)[-2:], (1, *g.stride)[-2:]
+    if max(stride) > 1 and max(g.dilation[-2:]) > 1:
+        return f"computes dilation 1 where there is a stride, not {g.dilation}"
+    if problem.direction == "grad_input":  # of a stride: each phase has its share of the taps
+        taps = tuple(s * k for s, k in zip(stride, variant.kernel, strict=True))
+        return None if kernel == taps else f"computes kernels {taps} at stride {stride}, not {kernel}"
     if stride != variant.strides:
         return f"computes stride {variant.stride}, not {g.stride}"
-    if variant.stride > 1 and max(g.dilation[-2:]) > 1:
-        return f"computes dilation 1, not {g.dilation}"
     if kernel != variant.kernel:
         return f"computes kernels {variant.kernel}, not {kernel}"
     return None
@@ -59,6 +60,8 @@ def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
         return "folds no padded gradient"
     if any(d != 1 for d in g.dilation):
         return f"computes dilation 1, not {g.dilation}"
+    if any(s != 1 for s in g.stride):
+        return f"computes stride 1, not {g.stride}"
     return not_flat(problem) or winograd_why_not(variant, problem)
 
 

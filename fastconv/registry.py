@@ -237,8 +237,8 @@ BF16X3 = ("f4x4_3x3", "f4x4_5x5")
 together the fastest on 12 of 128 layers (2 threads of a Sapphire Rapids server), these two on 18."""
 
 
-PHASES = ("f4x4_2x2", "f4x4_3x3")
-"""Variants for strides with as many taps a phase. F(3x3) and F(5x5) of 2x2 taps are no faster on any of ten layers."""
+PHASES = ("f4x4_3x3",)
+"""Variants for strides with as many taps a phase; others are told in ``kernels/cpu/winograd_phases.py``."""
 
 
 def _winograd_phases(variant: Variant) -> Iterator[Row]:

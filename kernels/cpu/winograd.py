@@ -312,7 +312,7 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
             if xi + 1 == g.products:
                 after = panel_at(g, group, k_end % g.k_blocks, 0, width)
         runs, depth, apart = 1, whole, 0
-        if g.stride_w > 1:  # phases whose last tap is none are zero at infinity
+        if g.lacking != 0:  # phases whose last tap is none are zero at infinity
             runs, depth, apart = present(g, xi, tap_end - tap_first)
         for run in range(runs):
             skipped = begin + run * apart
@@ -439,6 +439,8 @@ def _variant(f: Variant) -> EntryPoints:
     f4x4_5x5,
     f4x4_2x2,
     s2_f2x2_3x3,
+    s2_f2x2_4x4,
+    s2_f4x4_4x4,
     s2_f2x2_5x5,
     f2_3,
     f4_3,

@@ -275,6 +275,8 @@ class Workspaces(NamedTuple):
     f4x4_5x5,
     f4x4_2x2,
     s2_f2x2_3x3,
+    s2_f2x2_4x4,
+    s2_f4x4_4x4,
     s2_f2x2_5x5,
     f2_3,
     f4_3,

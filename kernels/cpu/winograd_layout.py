@@ -68,6 +68,7 @@ class Layout(NamedTuple):
     cell_w: int  # output columns of a cell
     stride_h: int
     stride_w: int
+    lacking: int  # not 0: phases of a stride lack the last tap
     part: int  # channels from one phase of a stride, or slice of a volume, to the next
     depth: int  # of the products
     points_h: int
@@ -184,7 +185,8 @@ def fixed(
         address(segments), segment_count,
         compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
         compiled(weight_tiles, dtype, variant),
-        f.rows[0], f.columns[0], deep.dilation, g.dilation_h, g.dilation_w, g.cell_w, *f.strides, p.part, p.depth,
+        f.rows[0], f.columns[0], deep.dilation, g.dilation_h, g.dilation_w, g.cell_w, *f.strides,
+        f.stride > 1 and not f.even, p.part, p.depth,
         *f.points, stride_h * (f.rows[1] - 1), overlap, f.products, f.taps,
         c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         g.tile_rows, g.cell_columns, g.strip, p.blocks, p.unit,

@@ -1,21 +1,22 @@
-"""Winograd convolution with a stride: its phases as input channels, one more pass over the input.
+"""Winograd convolution with a stride: its phases as input channels, by one more pass over the input.
 
 With stride s every window begins s positions after the one before it, so positions that are equal modulo s always meet
 the same taps. Each such phase of the rows and columns becomes a plane, and a convolution of C channels is one of C s²
 channels without a stride, whose kernel has every s-th tap of the other, ceil(k / s) an axis and zeros where k ends:
 
-    s = 2, k = 4      x   a b a b a b a b          planes of a: a a a a    of b: b b b b
-                          └─────┘ window                        └─┘ two taps     └─┘
-                              └─────┘
+    s = 2, k = 6      x   a b a b a b a b          planes    a a a a       b b b b
+                          └─────────┘ window                 └───┘ taps    └───┘
+                              └─────────┘                      └───┘         └───┘
 
-Planes and taps are copied so and left to ``winograd``: F(4x4) of two or three taps an axis needs 0.4 or 0.25 of direct's
-multiplications. Padding, of any mode, becomes part of the planes; some images at a time, so that they stay in the cache.
+Planes and taps are copied so and left to ``winograd``: F(4x4) of three taps an axis needs a quarter of direct's
+multiplications. Padding, of any mode, becomes part of the planes. Some images at a time, so that they stay in cache.
 
-Fast for 4x4 kernels at stride 2 (GANs, autoencoders) and 11x11 at stride 4, whose three channels become 48. Loses to
-``direct_planar`` where few channels become few (3 to 12), and for 3x3 kernels at stride 2 to the variants of
-``winograd`` that know which products of a shorter phase are zero.
+For first layers of networks: 3 channels under 11x11 taps at stride 4 become 48 under 3x3, 1.4 to 1.8 times as fast as
+``direct_planar``. Kernels of 3, 4 and 5 taps at stride 2 have variants of ``winograd`` that need no copy and leave out
+products that are zero. Tried: 2x2 taps a phase (8x8 at stride 4, 4 to 32 channels of 84x84: 0.5 to 0.9 of direct's
+speed; 7x7 at stride 4, 3 to 64 channels of 224x224: 0.8 to 1.2), 4x4 taps (7x7 at stride 2: 12 channels are too few).
 
-Non-finite inputs: as ``winograd``, and next to a window under the taps that are zero.
+Non-finite inputs: as ``winograd``; and a window also sees the input under taps that are zero, up to s - 1 beyond k.
 """
 
 from __future__ import annotations
@@ -118,19 +119,20 @@ class Taps(NamedTuple):
 def tap_range(t, threads, table, chunk, kind):
     """Share ``t`` of the taps of each phase: [k][c][phase][row][column]."""
     g = Taps(*unpack(table, TAPS))
-    phases, taps = g.stride_h * g.stride_w, g.rows * g.columns
-    for item in range(g.outputs * t // threads, g.outputs * (t + 1) // threads):
+    size = g.stride_h * g.stride_w * g.rows * g.columns
+    for k in range(g.outputs * t // threads, g.outputs * (t + 1) // threads):
         for c in range(g.channels):
-            w = shift(pointer(g.w, kind), item * g.w_k + c * g.w_c)
-            target = shift(pointer(g.taps, kind), (item * g.channels + c) * phases * taps)
-            for i in range(phases * taps):
-                phase, tap = i // taps, i % taps
-                r = tap // g.columns * g.stride_h + phase // g.stride_w
-                s = tap % g.columns * g.stride_w + phase % g.stride_w
-                if r < g.kernel_h and s < g.kernel_w:
-                    store(target, i, load(w, r * g.w_r + s * g.w_s))
-                else:
-                    store(target, i, 0.0)
+            w = shift(pointer(g.w, kind), k * g.w_k + c * g.w_c)
+            target = shift(pointer(g.taps, kind), (k * g.channels + c) * size)
+            i = 0
+            for p in range(g.stride_h):
+                for q in range(g.stride_w):
+                    for r in range(p, p + g.rows * g.stride_h, g.stride_h):
+                        for s in range(q, q + g.columns * g.stride_w, g.stride_w):
+                            store(target, i, 0.0)
+                            if r < g.kernel_h and s < g.kernel_w:
+                                store(target, i, load(w, r * g.w_r + s * g.w_s))
+                            i += 1
 
 
 TAPS = len(Taps._fields)
@@ -226,7 +228,7 @@ class Phases(NamedTuple):
         return packed
 
     def forward_workspace(self, geometry: ConvGeometry, itemsize: int, threads: int) -> int:
-        """Bytes of workspace."""
+        """How many bytes of workspace ``forward`` needs."""
         whole = phases_as_channels(geometry)
         inner = replace(whole, batch=_images(whole, itemsize))
         sizes = (inner.weight_shape, inner.input_shape)
@@ -234,5 +236,4 @@ class Phases(NamedTuple):
         return held + self.workspaces.forward(inner, itemsize, threads)
 
 
-f4x4_2x2 = Phases(winograd.f4x4_2x2, winograd_blocking.f4x4_2x2)
 f4x4_3x3 = Phases(winograd.f4x4_3x3, winograd_blocking.f4x4_3x3)
