@@ -51,16 +51,18 @@ from .tiles import TILE_ROWS
 
 MIDDLE_ROWS = 8 if TILE_ROWS > 8 else 4
 LOW_ROWS = MIDDLE_ROWS // 2
+NARROW_ROWS = 2 * TILE_ROWS  # of tiles of one vector
 PASS = 256  # steps of k: 32 KB of b with AVX-512, 16 KB with AVX2
 ROW_LINES = max(1, TILE_VECTORS * VECTOR_BYTES // LINE_BYTES)
 NEAR = 8 if REGISTERS == 32 else 0  # steps by which the highest tile asks L1 for b ahead
 
 
-def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
+def _make_panel_tile(height: int, second: bool = True, near: int = 0, width: int = TILE_VECTORS) -> Any:
     """An intrinsic ``(length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step, more)``.
 
     ``height`` rows of C, to which the products are added where ``more``. ``second`` says whether the tile prefetches
-    ``far``, too, ``near`` whether ``a`` and b, and how many steps ahead.
+    ``far``, too, ``near`` whether ``a`` and b, and how many steps ahead. Of a ``width`` of 1, C is the first vector of
+    each row of b.
     """
 
     @intrinsic
@@ -74,7 +76,7 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step, more = args
             v = Vectors(builder, sig.args[1])
-            width, tile = TILE_VECTORS, [(i, j) for i in range(height) for j in range(TILE_VECTORS)]
+            tile = [(i, j) for i in range(height) for j in range(width)]
             places = [builder.add(builder.mul(c_block, const(j)), const(i * v.lanes)) for i, j in tile]
             entry = builder.block
             again, block, step, following, end = (
@@ -112,7 +114,7 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
                 splat = v.splat(builder.load(builder.gep(column, [const(i * v.lanes)]), align=v.align))
                 new += [v.multiply_add(splat, right[j], sums[i * width + j]) for j in range(width)]
             column, row = builder.gep(column, [const(1)]), builder.gep(row, [const(v.lanes)])
-            b_row = builder.gep(b_row, [const(width * v.lanes)])
+            b_row = builder.gep(b_row, [const(TILE_VECTORS * v.lanes)])
             line, other = builder.gep(line, [ahead_step]), builder.gep(other, [far_step])
             close_phis(phis, [column, row, b_row, line, other, *new], step)
             builder.cbranch(builder.icmp_unsigned("!=", column, last), step, following)
@@ -137,6 +139,9 @@ _plain = _make_panel_tile(TILE_ROWS, second=False, near=NEAR)
 _upper = _make_panel_tile(MIDDLE_ROWS + LOW_ROWS)
 _middle = _make_panel_tile(MIDDLE_ROWS)
 _low = _make_panel_tile(LOW_ROWS)
+_narrow_high = _make_panel_tile(NARROW_ROWS, second=False, width=1)
+_narrow_middle = _make_panel_tile(2 * MIDDLE_ROWS, second=False, width=1)
+_narrow_low = _make_panel_tile(MIDDLE_ROWS, second=False, width=1)
 
 
 @jit(inline=True)
@@ -191,6 +196,43 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed
                 place += far_jump
     store(aimed, 0, place)
     store(aimed, 1, pieces)
+
+
+@jit(inline=True)
+def multiply_group(products, height, length, a, a_block, a_xi, b, b_xi, c, c_block, c_xi, narrow):
+    """The products of every ξ, ``a_xi``, ``b_xi`` and ``c_xi`` elements apart, for one tile column of outputs.
+
+    For groups of few channels: ``multiply_panel`` takes 60 ns to find out what to multiply and to ask for, as long as
+    14 x 32 sums of 16 products. ``narrow``: the outputs fill one vector.
+    """
+    keep_whole()
+    lanes = vector_lanes(load(a, 0))
+    width = 2 * lanes
+    for _ in range(products):
+        i, ahead = 0, shift(b, b_xi)
+        while i < height:
+            left = height - i
+            r, to = shift(a, i * lanes), shift(c, i * lanes)
+            if narrow:
+                if left > 3 * MIDDLE_ROWS:
+                    _narrow_high(length, r, a_block, b, to, c_block, ahead, width, ahead, 0, 0)
+                    i += NARROW_ROWS
+                elif left > MIDDLE_ROWS:
+                    _narrow_middle(length, r, a_block, b, to, c_block, ahead, width, ahead, 0, 0)
+                    i += 2 * MIDDLE_ROWS
+                else:
+                    _narrow_low(length, r, a_block, b, to, c_block, ahead, width, ahead, 0, 0)
+                    i += MIDDLE_ROWS
+            elif left <= LOW_ROWS:
+                _low(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, 0)
+                i += LOW_ROWS
+            elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS:
+                _middle(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, 0)
+                i += MIDDLE_ROWS
+            else:
+                _plain(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, 0)
+                i += TILE_ROWS
+        a, b, c = shift(a, a_xi), ahead, shift(c, c_xi)
 
 
 @jit(inline=True)

@@ -55,7 +55,7 @@ from .bound import Prepare
 from .compile import jit
 from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
 from .gemm import gather, transpose, zero
-from .panels import aim, multiply_panel, pass_length
+from .panels import PASS, aim, multiply_group, multiply_panel, pass_length
 from .phases import EntryPoints, entry_points
 from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .tiles import TILE_ROWS
@@ -268,7 +268,15 @@ def aim_at_input(g, table, far, steps, start, end, group, part, parts):
 def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last):
     """M of ``count`` tiles for the tile columns ``k`` to ``k_end`` of a part from ``k_first`` to ``k_last``."""
     lanes, size, weights = vector_lanes(kind), g.itemsize, pointer(g.weights, kind)
-    width, steps = 2 * lanes, pass_length(g.depth, lanes)
+    width = 2 * lanes
+    if g.k_blocks == 1 and g.groups > 1 and g.stride_w == 1 and g.depth <= PASS:
+        b, panel = shift(weights, panel_at(g, group, 0, 0, width)), g.depth * width + LINE_BYTES // size
+        multiply_group(
+            g.products, count, g.depth, pointer(v, kind), g.v_block, g.v_xi, b, panel, pointer(m, kind), g.m_block,
+            g.m_xi, g.group_outputs <= lanes,
+        )  # fmt: skip
+        return
+    steps = pass_length(g.depth, lanes)
     total = g.batch * g.tile_rows * g.cell_columns
     if g.fetch_input != 0 and g.x_w == 1 and end < total:
         done, parts = (k - k_first) // g.k_group, -(-(k_last - k_first) // g.k_group)
