@@ -132,19 +132,22 @@ def always(problem: Problem) -> str | None:
 def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
     g = problem.geometry
     kernel = (1, *g.kernel_size)[-2:]
-    if g.rank > 2:
-        return "has tiles of one and two dimensions, not three"
     if (1, *g.stride)[-2:] != variant.strides:
         return f"computes stride {variant.stride}, not {g.stride}"
-    if variant.stride > 1 and max(g.dilation) > 1:
+    if variant.stride > 1 and max(g.dilation[-2:]) > 1:
         return f"computes dilation 1, not {g.dilation}"
     if kernel != variant.kernel:
         return f"computes kernels {variant.kernel}, not {kernel}"
     return None
 
 
+def not_flat(problem: ConvProblem) -> str | None:
+    g = problem.geometry
+    return "computes images, not volumes" if g.rank > 2 else None
+
+
 def bf16x3_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    return no_amx(problem) or winograd_why_not(variant, problem)
+    return no_amx(problem) or not_flat(problem) or winograd_why_not(variant, problem)
 
 
 def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
@@ -153,7 +156,7 @@ def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
         return "folds no padded gradient"
     if any(d != 1 for d in g.dilation):
         return f"computes dilation 1, not {g.dilation}"
-    return winograd_why_not(variant, problem)
+    return not_flat(problem) or winograd_why_not(variant, problem)
 
 
 def cuda_winograd_fused_why_not(variant: Variant, problem: ConvProblem) -> str | None:

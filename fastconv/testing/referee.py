@@ -218,10 +218,11 @@ def neighbourhood(g: ConvGeometry, direction: str, data: Array, w: Array, tile: 
     Tiles of m outputs and kernels of r taps may lie anywhere around output o, so its tile's inputs are among
     s (o - (m - 1)) ... s (o + m - 1) + r - 1 of the padded input, s the stride: a box of 2 s (m - 1) + r, in steps of
     the dilation, and at stride 2 one more, under the tap that odd inputs lack. For an input
-    gradient the padded input's gradient at i depends on dy around i - (r - 1) ... i likewise, and is then folded back;
+    gradient the padded input's gradient at i depends on dy around i - (r - 1) ... i likewise, and is then folded back
+    (a volume's stride along its depth, where m is 1, puts zeros into dy);
     also where negative padding cuts i off: that gradient is 0, but computed in a tile with others.
     """
-    outputs = tile[-g.rank :]
+    outputs = (1, *tile)[-g.rank :]
     forward = direction == "forward"
     cut = [(0, 0) if forward else (max(0, -before), max(0, -after)) for before, after in g.padding]
     sources = [
@@ -232,8 +233,14 @@ def neighbourhood(g: ConvGeometry, direction: str, data: Array, w: Array, tile: 
     for axis, (m, r, s, d, source, more) in enumerate(axes, 2):
         if forward:
             data = np.take(data, source, axis) * (source >= 0).reshape((-1,) + (1,) * (data.ndim - axis - 1))
+        left_over = 0
+        if not forward and s > 1:  # zeros between what strides skip, as far as the padded input goes
+            at = np.arange(data.shape[axis]) * s
+            spread = np.zeros((at[-1] + 1, *np.delete(data.shape, axis)))
+            spread[at] = np.moveaxis(data, axis, 0)
+            data, left_over, s = np.moveaxis(spread, 0, axis), source.size - at[-1] - span(r, d), 1
         wide = (s * (m - 1) if forward else m + r - 2) * d
-        ends = (wide + more[0], wide + more[1] + s - 1)
+        ends = (wide + more[0], wide + more[1] + s - 1 + left_over)
         data = np.pad(data, [ends if a == axis else (0, 0) for a in range(data.ndim)])
         data = sliding_window_view(data, span(2 * s * (m - 1) + r + s - 1, d), axis)[..., ::d].sum(-1)
         data = data[(slice(None),) * axis + (slice(None, None, s),)]

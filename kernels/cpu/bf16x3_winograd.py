@@ -100,7 +100,7 @@ def forward_range(t, threads, table, chunk, kind):
     queue = tiles + (64 + 4 * g.tile_h) * 8
     a = tiles + g.integers_bytes
     runs = pointer(tiles + 64 * 8, table)
-    total = g.batch * g.tile_rows * g.cell_columns
+    total = g.planes * g.tile_rows * g.cell_columns
     units = -(-total // g.unit)
     items = g.blocks * g.groups * g.k_parts
     begin_tiles(g.configuration)
@@ -108,7 +108,7 @@ def forward_range(t, threads, table, chunk, kind):
         rest, part = item // g.k_parts, item % g.k_parts
         block, group = rest // g.groups, rest % g.groups
         start, end = units * block // g.blocks * g.unit, min(total, units * (block + 1) // g.blocks * g.unit)
-        count = transform_block(g, kind, table, tiles, slab, v, start, end, group)
+        count = transform_block(g, kind, table, tiles, slab, v, start, end, group, 0, 1)
         clear_missing(g, kind, v, count)
         k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
         for k in range(k_first, k_last, g.k_group):
@@ -132,6 +132,7 @@ class Weights(NamedTuple):
     w_g: int  # from here on as in Taps
     w_k: int
     w_c: int
+    w_d: int
     w_r: int
     w_s: int
     columns: int

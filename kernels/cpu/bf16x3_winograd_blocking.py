@@ -52,6 +52,7 @@ def plan(f: Variant, c: Correlation, threads: int) -> Plan:
     slab_columns, slab, positions, turned = cells_of.buffers(f, cells, SIDE)
     return Plan(
         cells_of,
+        1,
         blocks,
         unit,
         k_parts,
@@ -60,6 +61,8 @@ def plan(f: Variant, c: Correlation, threads: int) -> Plan:
         0,
         0,
         0,
+        SIDE,
+        False,
         c.group_inputs,
         c.group_inputs,
         slab_columns,

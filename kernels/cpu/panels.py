@@ -61,8 +61,8 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0, width: int
     """An intrinsic ``(length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step, more)``.
 
     ``height`` rows of C, to which the products are added where ``more``. ``second`` says whether the tile prefetches
-    ``far``, too, ``near`` whether ``a`` and b, and how many steps ahead. Of a ``width`` of 1, C is the first vector of
-    each row of b.
+    ``far``, too, ``near`` whether ``a`` and b, and how many steps ahead. ``width``: vectors of a row
+    of b and C.
     """
 
     @intrinsic
@@ -114,7 +114,7 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0, width: int
                 splat = v.splat(builder.load(builder.gep(column, [const(i * v.lanes)]), align=v.align))
                 new += [v.multiply_add(splat, right[j], sums[i * width + j]) for j in range(width)]
             column, row = builder.gep(column, [const(1)]), builder.gep(row, [const(v.lanes)])
-            b_row = builder.gep(b_row, [const(TILE_VECTORS * v.lanes)])
+            b_row = builder.gep(b_row, [const(width * v.lanes)])
             line, other = builder.gep(line, [ahead_step]), builder.gep(other, [far_step])
             close_phis(phis, [column, row, b_row, line, other, *new], step)
             builder.cbranch(builder.icmp_unsigned("!=", column, last), step, following)
@@ -199,7 +199,7 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed
 
 
 @jit(inline=True)
-def multiply_group(products, height, length, a, a_block, a_xi, b, b_xi, c, c_block, c_xi, narrow):
+def multiply_group(products, height, length, a, a_block, a_xi, b, b_xi, c, c_block, c_xi, narrow, more):
     """The products of every ξ, ``a_xi``, ``b_xi`` and ``c_xi`` elements apart, for one tile column of outputs.
 
     For groups of few channels: ``multiply_panel`` takes 60 ns to find out what to multiply and to ask for, as long as
@@ -215,22 +215,22 @@ def multiply_group(products, height, length, a, a_block, a_xi, b, b_xi, c, c_blo
             r, to = shift(a, i * lanes), shift(c, i * lanes)
             if narrow:
                 if left > 3 * MIDDLE_ROWS:
-                    _narrow_high(length, r, a_block, b, to, c_block, ahead, width, ahead, 0, 0)
+                    _narrow_high(length, r, a_block, b, to, c_block, ahead, lanes, ahead, 0, more)
                     i += NARROW_ROWS
                 elif left > MIDDLE_ROWS:
-                    _narrow_middle(length, r, a_block, b, to, c_block, ahead, width, ahead, 0, 0)
+                    _narrow_middle(length, r, a_block, b, to, c_block, ahead, lanes, ahead, 0, more)
                     i += 2 * MIDDLE_ROWS
                 else:
-                    _narrow_low(length, r, a_block, b, to, c_block, ahead, width, ahead, 0, 0)
+                    _narrow_low(length, r, a_block, b, to, c_block, ahead, lanes, ahead, 0, more)
                     i += MIDDLE_ROWS
             elif left <= LOW_ROWS:
-                _low(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, 0)
+                _low(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, more)
                 i += LOW_ROWS
             elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS:
-                _middle(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, 0)
+                _middle(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, more)
                 i += MIDDLE_ROWS
             else:
-                _plain(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, 0)
+                _plain(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, more)
                 i += TILE_ROWS
         a, b, c = shift(a, a_xi), ahead, shift(c, c_xi)
 

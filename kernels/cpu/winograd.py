@@ -55,12 +55,12 @@ from .bound import Prepare
 from .compile import jit
 from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
 from .gemm import gather, transpose, zero
-from .panels import PASS, aim, multiply_group, multiply_panel, pass_length
+from .panels import aim, multiply_group, multiply_panel, pass_length
 from .phases import EntryPoints, entry_points
 from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .tiles import TILE_ROWS
 from .winograd_blocking import plan
-from .winograd_layout import FIELDS, Layout, prepare
+from .winograd_layout import FIELDS, PLANE, Layout, prepare
 from .winograd_transforms import transform
 from .winograd_weights import Taps, gather_taps, pack, panel_at, strides
 
@@ -89,9 +89,9 @@ def fill_row(g, lanes, table, source, inside, target, first_column, columns, cha
 
 @jit(inline=True)
 def cell_run(g, f, end):
-    """The cells from flat number ``f`` that lie in one row of one strip: image, tile row, cell column, count."""
-    image = g.tile_rows * g.cell_columns
-    n, rest = f // image, f % image
+    """The cells from flat number ``f`` that lie in one row of one strip: plane, tile row, cell column, count."""
+    plane = g.tile_rows * g.cell_columns
+    n, rest = f // plane, f % plane
     strip = rest // (g.tile_rows * g.strip)
     rest -= strip * g.tile_rows * g.strip
     width = min(g.strip, g.cell_columns - strip * g.strip)
@@ -99,8 +99,21 @@ def cell_run(g, f, end):
 
 
 @jit(inline=True)
-def transform_block(g, kind, table, tiles, slab, v, start, end, group):
-    """V of the cells ``start`` to ``end``, and how many tiles they are; slab, V and ``tiles`` are addresses."""
+def taps_inside(g, table, start, end):
+    """The taps of a volume's kernel that see more than padding from some of the cells ``start`` to ``end``: a range."""
+    plane, first, last = g.tile_rows * g.cell_columns, g.depth, 0
+    for n in range(start // plane, (end - 1) // plane + 1):
+        numbers = shift(pointer(g.plane_table, table), PLANE * n)
+        first, last = min(first, load(numbers, 3)), max(last, load(numbers, 4))
+    return first, last
+
+
+@jit(inline=True)
+def transform_block(g, kind, table, tiles, slab, v, start, end, group, tap_first, tap_end):
+    """V of the cells ``start`` to ``end`` under some taps of a volume's kernel, and how many tiles the cells are.
+
+    Slab, V and ``tiles`` are addresses.
+    """
     lanes, size = vector_lanes(kind), g.itemsize
     source_h, rows, x = pointer(g.source_h, table), pointer(g.rows_of_tiles, table), pointer(g.x, kind)
     t = pointer(tiles, table)
@@ -111,8 +124,9 @@ def transform_block(g, kind, table, tiles, slab, v, start, end, group):
     store(t, 5, lanes)
     store(t, 6, g.v_xi)
     store(t, 14, g.dilation_w * g.stride_w * lanes)
-    done = 0
-    for c in range(0, g.group_inputs, lanes):
+    done, vectors, phases = 0, -(-g.group_inputs // lanes), g.stride_h * g.stride_w
+    for vector in range(tap_first * vectors, tap_end * vectors):
+        tap, c = vector // vectors, vector % vectors * lanes
         channels = min(lanes, g.group_inputs - c)
         f, first, last_n, last_h, last_j, filled, done = start, 0, -1, -1, -1, 0, 0
         while f < end:
@@ -125,20 +139,24 @@ def transform_block(g, kind, table, tiles, slab, v, start, end, group):
             last_n, last_h, last_j = n, first_h, j
             f += count
             columns = count * input_w + g.overlap_w
+            plane = shift(pointer(g.plane_table, table), PLANE * n)
+            d = load(pointer(g.source_d, table), load(plane, 2) + tap * g.dilation_d)
+            place = load(plane, 0) * g.x_n + d * g.x_d + (group * g.group_inputs + c) * g.x_c
             while filled < first + input_h + g.overlap_h:  # just before use: the rows are still in L1
                 h = load(source_h, first_h + filled - first)
-                source = shift(x, n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c)
                 target = shift(pointer(slab, kind), filled * step)
                 filled += 1
-                fill_row(g, lanes, table, source, h >= 0, target, j * input_w, columns, channels)
+                source, inside = shift(x, place + h * g.x_h), h >= 0 and d >= 0
+                fill_row(g, lanes, table, source, inside, target, j * input_w, columns, channels)
             width = min(count * g.cell_w, g.out_width - j * g.cell_w)
             for phase in range(min(g.dilation_w, width)):
                 count = -(-(width - phase) // g.cell_w)
                 store(t, 0, count)
-                for part in range(g.stride_h * g.stride_w):
+                for part in range(phases):
                     row, column = first + part // g.stride_w, phase + part % g.stride_w
                     store(t, 1, slab + (row * step + column * lanes) * size)
-                    store(t, 4, v + (done * lanes + (part * g.part + c) // lanes * g.v_block) * size)
+                    block = ((tap * phases + part) * g.part + c) // lanes
+                    store(t, 4, v + (done * lanes + block * g.v_block) * size)
                     transform(g.transform_input, tiles, kind)
                 done += count
     return done
@@ -177,7 +195,9 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
         f += count
         first, height = load(rows_of_tiles, 3 * i + 1), load(rows_of_tiles, 3 * i + 2)
         width = min(count * g.cell_w, g.out_width - j * g.cell_w)
-        y = n * g.out_n + first * g.out_h + j * g.cell_w * g.out_w
+        plane = shift(pointer(g.plane_table, table), PLANE * n)
+        image, depth = load(plane, 0), load(plane, 1)
+        y = image * g.out_n + depth * g.out_d + first * g.out_h + j * g.cell_w * g.out_w
         store(t, 6, out_h if in_place else width * lanes)
         store(t, 8, height)
         for phase in range(min(g.dilation_w, width)):
@@ -198,7 +218,7 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
                 to = shift(out, y + r * out_h + channel * g.out_c)
                 transpose(lanes, shift(source, r * width * lanes), lanes, to, g.out_c, width, channels)
         else:
-            z = n * g.residual_n + first * g.residual_h + j * g.cell_w * g.residual_w
+            z = image * g.residual_n + depth * g.residual_d + first * g.residual_h + j * g.cell_w * g.residual_w
             run_count = 0
             for r in range(height):
                 a, b = y + r * out_h, z + r * residual_h
@@ -242,7 +262,9 @@ def output_pieces(g, table, steps, start, end, channel, channels):
     first = load(pointer(g.rows_of_tiles, table), 3 * i + 1)
     rows = -(-(end - start + j) // (g.cell_columns * g.dilation_h)) * g.tile_h * g.dilation_h
     rows = min(g.out_height - first, rows)
-    place = g.out + (n * g.out_n + channel * g.out_c + first * g.out_h) * g.itemsize
+    plane = shift(pointer(g.plane_table, table), PLANE * n)
+    y = load(plane, 0) * g.out_n + load(plane, 1) * g.out_d + first * g.out_h
+    place = g.out + (y + channel * g.out_c) * g.itemsize
     length, lines = rows * g.out_h, steps * (LINE_BYTES // g.itemsize) // 2
     if g.out_c == length:
         return place, -(-channels * length // lines), lines, lines
@@ -260,30 +282,34 @@ def aim_at_input(g, table, far, steps, start, end, group, part, parts):
     rows = -(-(end - start + j) // g.cell_columns) * g.stride_h * g.tile_h * g.dilation_h
     h = max(0, load(pointer(g.source_h, table), load(pointer(g.rows_of_tiles, table), 3 * i) + g.overlap_h))
     c = g.group_inputs * part // parts
-    place = g.x + (n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c) * g.itemsize
+    plane = shift(pointer(g.plane_table, table), PLANE * n)  # only the last slice that it sees is new
+    d = load(pointer(g.source_d, table), load(plane, 2) + max(0, load(plane, 4) - 1) * g.dilation_d)
+    place = g.x + (load(plane, 0) * g.x_n + d * g.x_d + h * g.x_h + (group * g.group_inputs + c) * g.x_c) * g.itemsize
     aim(far, place, g.group_inputs * (part + 1) // parts - c, rows * g.x_h, g.x_c, steps, g.itemsize)
 
 
 @jit(inline=True)
-def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last):
+def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first, tap_end):
     """M of ``count`` tiles for the tile columns ``k`` to ``k_end`` of a part from ``k_first`` to ``k_last``."""
     lanes, size, weights = vector_lanes(kind), g.itemsize, pointer(g.weights, kind)
-    width = 2 * lanes
-    if g.k_blocks == 1 and g.groups > 1 and g.stride_w == 1 and g.depth <= PASS:
-        b, panel = shift(weights, panel_at(g, group, 0, 0, width)), g.depth * width + LINE_BYTES // size
+    phases = g.stride_h * g.stride_w
+    begin, whole = tap_first * phases * g.part, (tap_end - tap_first) * phases * g.part
+    width, steps = g.width, pass_length(whole, lanes)
+    if g.few:
+        a = pointer(v + begin // lanes * g.v_block * size, kind)
+        b, panel = panel_at(g, group, 0, 0, width) + begin * width, panel_at(g, 0, 0, 1, width)
         multiply_group(
-            g.products, count, g.depth, pointer(v, kind), g.v_block, g.v_xi, b, panel, pointer(m, kind), g.m_block,
-            g.m_xi, g.group_outputs <= lanes,
+            g.products, count, whole, a, g.v_block, g.v_xi, shift(weights, b), panel, pointer(m, kind), g.m_block,
+            g.m_xi, width == lanes, 0,
         )  # fmt: skip
         return
-    steps = pass_length(g.depth, lanes)
-    total = g.batch * g.tile_rows * g.cell_columns
+    total = g.planes * g.tile_rows * g.cell_columns
     if g.fetch_input != 0 and g.x_w == 1 and end < total:
         done, parts = (k - k_first) // g.k_group, -(-(k_last - k_first) // g.k_group)
         aim_at_input(g, table, far, steps, end, min(total, 2 * end - start), group, done, parts)
     first, panels = group * g.group_outputs + k * width, g.products * (k_end - k)
     outputs = min((k_end - k) * width, g.group_outputs - k * width)
-    calls = -(-count // TILE_ROWS) * -(-g.depth // steps)  # of a panel
+    calls = -(-count // TILE_ROWS) * -(-whole // steps)  # of a panel
     place, pieces, length, jump = output_pieces(g, table, steps, start, end, first, outputs)
     aiming = max(0, panels - 1 - pieces // calls) if g.out_w == 1 else panels
     for panel in range(panels):
@@ -297,52 +323,79 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
             after = panel_at(g, group, k, xi + 1, width)
             if xi + 1 == g.products:
                 after = panel_at(g, group, k_end % g.k_blocks, 0, width)
-        runs, depth = 1, g.depth
+        runs, depth, apart = 1, whole, 0
         if g.stride_w > 1:  # phases whose last tap is none are zero at infinity
-            down = 1 if xi // g.points_w == g.points_h - 1 else g.stride_h
-            last = xi % g.points_w == g.points_w - 1
-            runs, depth = (down, g.part) if last else (1, down * g.stride_w * g.part)
+            runs, depth, apart = present(g, xi, tap_end - tap_first)
         for run in range(runs):
-            skipped = run * g.stride_w * g.part
+            skipped = begin + run * apart
             a = pointer(v + (xi * g.v_xi + skipped // lanes * g.v_block) * size, kind)
-            ahead = shift(weights, after) if run + 1 == runs else shift(b, (skipped + g.stride_w * g.part) * width)
+            ahead = shift(weights, after + begin * width) if run + 1 == runs else shift(b, (skipped + apart) * width)
             multiply_panel(count, depth, a, g.v_block, shift(b, skipped * width), c, g.m_block, run, ahead, far, kind)
 
 
 @jit(inline=True)
-def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k):
+def present(g, xi, taps):
+    """What of the channels of all phases, under so many taps of a volume, has a product at ξ: pieces, the length of
+    each, how far one is from the next."""
+    last_row, last_column = xi // g.points_w == g.points_h - 1, xi % g.points_w == g.points_w - 1
+    down, phases = 1 if last_row else g.stride_h, g.stride_h * g.stride_w
+    across = 1 if last_column else g.stride_w
+    if down * across == phases:
+        return 1, taps * phases * g.part, 0
+    if down == g.stride_h:
+        return taps * down, g.part, g.stride_w * g.part
+    return taps, across * g.part, phases * g.part
+
+
+@jit(inline=True)
+def clear(g, kind, m):
+    """M of cells whose windows hold padding alone."""
+    for xi in range(g.products):
+        zero(pointer(m + xi * g.m_xi * g.itemsize, kind), g.k_group * 2 * g.m_block)
+
+
+@jit(inline=True)
+def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end):
     """M of one tile column of outputs, whose U is made for ``chunk`` input channels at a time and used at once."""
     lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, table)
-    width, w = 2 * lanes, pointer(g.weights, kind)
+    width, w = g.width, pointer(g.weights, kind)
     gathered = u + g.products * g.u_xi * size
     outputs = min(width, g.group_outputs - k * width)
     store(t, 2, g.taps * lanes)
     store(t, 5, width)
     store(t, 6, g.u_xi)
-    for c in range(0, g.group_inputs, g.chunk):
+    taps = tap_end - tap_first
+    for number in range(-(-g.group_inputs // g.chunk) * taps):
+        tap, c = tap_first + number % taps, number // taps * g.chunk
         channels = min(g.chunk, g.group_inputs - c)
         store(t, 0, channels)
         store(t, 1, gathered)
         for i in range(0, width, lanes):
-            source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c)
+            source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c + tap * g.w_d)
             gather_taps(g, g.taps, lanes, source, pointer(gathered, kind), min(lanes, outputs - i), channels)
             store(t, 4, u + i * size)
             transform(g.transform_weights, tiles, kind)
-        if c + channels < g.group_inputs:  # ask for the next chunk, an output channel with each product
+        if tap == tap_first and c + channels < g.group_inputs:  # ask for the next chunk, an output channel a product
             place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
-            aim(far, place, outputs, channels * g.taps, g.w_k, channels, size)
+            aim(far, place, outputs, channels * g.depth // g.part * g.taps, g.w_k, channels, size)
+        if g.few:
+            a = pointer(v + (tap * g.part + c) // lanes * g.v_block * size, kind)
+            multiply_group(
+                g.products, count, channels, a, g.v_block, g.v_xi, pointer(u, kind), g.u_xi, pointer(m, kind),
+                g.m_block, g.m_xi, width == lanes, number,
+            )  # fmt: skip
+            continue
         for xi in range(g.products):
-            a = pointer(v + (xi * g.v_xi + c // lanes * g.v_block) * size, kind)
+            a = pointer(v + (xi * g.v_xi + (tap * g.part + c) // lanes * g.v_block) * size, kind)
             b, to = pointer(u + xi * g.u_xi * size, kind), pointer(m + xi * g.m_xi * size, kind)
-            multiply_panel(count, channels, a, g.v_block, b, to, g.m_block, c, shift(b, g.u_xi), far, kind)
+            multiply_panel(count, channels, a, g.v_block, b, to, g.m_block, number, shift(b, g.u_xi), far, kind)
 
 
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
     g = Layout(*unpack(table, FIELDS))
-    lanes = vector_lanes(kind)
-    width = 2 * lanes
+    width, lanes = g.width, vector_lanes(kind)
     slab = g.scratch + t * g.thread_bytes
     v = slab + g.slab_bytes
     m = v + g.v_bytes
@@ -352,21 +405,26 @@ def forward_range(t, threads, table, chunk, kind):
     tiles = vectors + g.vectors_bytes
     u = tiles + g.integers_bytes
     far, runs = pointer(tiles + 32 * 8, table), pointer(tiles + 64 * 8, table)
-    total = g.batch * g.tile_rows * g.cell_columns
+    total = g.planes * g.tile_rows * g.cell_columns
     items = g.blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
         rest, part = item // g.k_parts, item % g.k_parts
         block, group = rest // g.groups, rest % g.groups
         start, end = total * block // g.blocks, total * (block + 1) // g.blocks
-        count = transform_block(g, kind, table, tiles, slab, v, start, end, group)
+        tap_first, tap_end = taps_inside(g, table, start, end)
+        count = transform_block(g, kind, table, tiles, slab, v, start, end, group, tap_first, tap_end)
         k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
         for k in range(k_first, k_last, g.k_group):
             k_end = min(k_last, k + g.k_group)
             aim(far, slab, 0, 0, 0, 1, 1)
-            if g.chunk != 0:
-                multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k)
+            if tap_first >= tap_end:
+                clear(g, kind, m)
+            elif g.chunk != 0:
+                multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end)
             else:
-                multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last)
+                multiply_packed(
+                    g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first, tap_end
+                )
             first = group * g.group_outputs + k * width
             outputs = min((k_end - k) * width, g.group_outputs - k * width)
             for i in range(0, outputs, lanes):

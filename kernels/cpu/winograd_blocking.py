@@ -42,7 +42,7 @@ PACK_CHANNELS = 16  # input channels whose taps are gathered at once
 
 
 class Grid(NamedTuple):
-    """The cells of an image, by strips of ``strip`` cell columns, in each strip row by row."""
+    """The cells of a plane, by strips of ``strip`` cell columns, in each strip row by row."""
 
     dilation_h: int
     dilation_w: int
@@ -51,7 +51,8 @@ class Grid(NamedTuple):
     cell_w: int  # output columns of a cell
     strip: int
     phases: int  # tiles of a cell
-    total: int  # cells of all images, 1 where there are none
+    planes: int  # of the outputs: one of each image, or in volumes for each depth
+    total: int  # cells of all planes, 1 where there are none
     tiles: int
 
     def buffers(self, f: Variant, cells: int, lanes: int) -> tuple[int, int, int, int]:
@@ -68,11 +69,12 @@ class Grid(NamedTuple):
 class Plan:
     """The plan of a Winograd correlation.
 
-    Cells are numbered image by image, in each by strips of ``strip`` cell columns, in each strip row by row. A block is
+    Cells are numbered plane by plane, in each by strips of ``strip`` cell columns, in each strip row by row. A block is
     a range of these numbers, so blocks are as equal as can be whatever the size of the image.
     """
 
     grid: Grid
+    images: int  # whose planes of one depth are neighbours
     blocks: int
     unit: int  # cells of which blocks are multiples
     k_parts: int
@@ -81,8 +83,10 @@ class Plan:
     chunk: int  # input channels whose U is made at once, just before its use; 0: U is packed
     u_xi: int
     u_group: int  # tile columns whose U of one ξ are neighbours: the k_group of one thread
-    depth: int  # of the products: input channels, of all phases of a stride
-    part: int  # channels from one phase to the next, whole vectors
+    width: int  # elements of a row of U: a tile column, or a vector where that holds all outputs of a group
+    few: bool  # groups with one tile column of outputs: products without the calls and the prefetching of large ones
+    depth: int  # of the products: input channels, of all phases of a stride and all slices under a volume's taps
+    part: int  # channels from one phase or slice to the next, whole vectors
     slab_columns: int
     v_block: int  # elements from one vector of channels to the next
     v_xi: int
@@ -118,14 +122,20 @@ def dilation(f: tuple[int, int], axis: Axis) -> int:
 
 @lru_cache(maxsize=256)
 def grid(f: Variant, c: Correlation) -> Grid:
-    _, height, across = c.axes
+    deep, height, across = c.axes
     dilation_h, dilation_w = dilation(f.rows, height), dilation(f.columns, across)
     tile_rows, cell_w = axis_tiles(f.rows, height.out, dilation_h), f.columns[0] * dilation_w
     columns = -(-across.out // cell_w)
-    strip, total = even(columns, STRIP_TILES // dilation_w), max(1, c.batch * tile_rows * columns)
-    tiles = max(1, c.batch * tile_rows * axis_tiles(f.columns, across.out, dilation_w))
+    planes = c.batch * deep.out
+    strip, total = even(columns, STRIP_TILES // dilation_w), max(1, planes * tile_rows * columns)
+    tiles = max(1, planes * tile_rows * axis_tiles(f.columns, across.out, dilation_w))
     phases = max(1, min(dilation_w, across.out))
-    return Grid(dilation_h, dilation_w, tile_rows, columns, cell_w, strip, phases, total, tiles)
+    return Grid(dilation_h, dilation_w, tile_rows, columns, cell_w, strip, phases, planes, total, tiles)
+
+
+def parts(f: Variant, c: Correlation) -> int:
+    """What V and U hold of the input channels: each phase of a stride, under each tap of a volume's kernel."""
+    return f.parts * c.axes[0].kernel
 
 
 @lru_cache(maxsize=256)
@@ -136,28 +146,32 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     lanes, line = width // TILE_VECTORS, LINE_BYTES // itemsize
     cells_of = grid(f, c)
     total, phases = cells_of.total, cells_of.phases
-    channels, k_blocks = f.parts * round_up(c.group_inputs, line), -(-c.group_outputs // width)
-    depth = f.parts * round_up(c.group_inputs, lanes) if f.parts > 1 else c.group_inputs
+    held, k_blocks = parts(f, c), -(-c.group_outputs // width)
+    part = c.group_inputs if held == 1 else round_up(c.group_inputs, lanes)
+    channels, depth = held * round_up(c.group_inputs, line), held * part
     most, group, k_parts = _block(f, c, itemsize, cells_of.tiles, cells_of.strip * phases, threads)
-    blocks = -(-total // max(1, most // phases))
+    blocks, images = _blocks(c, cells_of, max(1, most // phases))
     if k_parts == 1 and blocks * c.groups < 16 * threads:
         blocks = min(total, round_up(blocks, threads))
     cells = -(-total // blocks)
     tiles = cells * phases  # a dilation beyond the width has fewer
     u_group = min(group * (widest // width), k_blocks)
+    if f.parts == 1 and c.group_outputs <= lanes:
+        width = lanes
     packed = f.products * c.groups * (k_blocks * depth * width + -(-k_blocks // u_group) * line)
     chunk = 0
-    large = f.products * c.out_channels * c.group_inputs * itemsize > ONCE_BYTES  # on every CPU: workspaces do not ask
-    if once and f.parts == 1 and large and blocks <= ONCE_BLOCKS * threads:
-        held = max(lanes, CHUNK_BYTES // (f.products * MAX_COLUMN_BYTES) // lanes * lanes)
-        chunk, u_group, packed = min(round_up(c.group_inputs, lanes), held), 1, 0
+    transformed = f.products * c.out_channels * held * c.group_inputs  # on every CPU: workspaces do not ask
+    if once and f.parts == 1 and transformed * itemsize > ONCE_BYTES and blocks <= ONCE_BLOCKS * threads:
+        longest = max(lanes, CHUNK_BYTES // (f.products * MAX_COLUMN_BYTES) // lanes * lanes)
+        chunk, u_group, packed = min(round_up(c.group_inputs, lanes), longest), 1, 0
     k_group, u_xi = min(u_group, -(-k_blocks // k_parts)), chunk * width + line
     v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
-    v_xi, m_xi = channels // lanes * v_block + line, k_group * TILE_VECTORS * m_block + line
-    elements = cells_of.tiles * f.outputs * (c.in_channels + c.out_channels)  # of the images
+    v_xi, m_xi = channels // lanes * v_block + line, k_group * width // lanes * m_block + line
+    elements = cells_of.tiles * f.outputs * (c.in_channels + c.out_channels)  # of input and output, about
     slab_columns, slab, rows, turned = cells_of.buffers(f, cells, lanes)
     return Plan(
         cells_of,
+        images,
         blocks,
         1,
         k_parts,
@@ -166,8 +180,10 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         chunk,
         u_xi,
         u_group,
+        width,
+        f.parts == 1 and k_blocks == 1 and (c.groups > 1 or width == lanes),
         depth,
-        depth // f.parts,
+        part,
         slab_columns,
         v_block,
         v_xi,
@@ -189,6 +205,18 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     )
 
 
+def _blocks(c: Correlation, cells_of: Grid, most: int) -> tuple[int, int]:
+    """Blocks of at most so many cells, and how many images' planes of one depth are neighbours.
+
+    Where padding reaches over whole slices, a block of one depth leaves them out.
+    """
+    deep, plane = c.axes[0], cells_of.tile_rows * cells_of.cell_columns
+    if deep.out < 2 or c.batch < 2 or plane > most // 2:
+        return -(-cells_of.total // most), 1
+    turns = max(1, -(-c.batch * plane // most))
+    return deep.out * turns, -(-c.batch // turns)
+
+
 def _block(f: Variant, c: Correlation, itemsize: int, total: int, strip: int, threads: int) -> tuple[int, int, int]:
     """Tiles of a block, tile columns of outputs multiplied at once, and parts that output channels are cut into.
 
@@ -207,7 +235,7 @@ def _block(f: Variant, c: Correlation, itemsize: int, total: int, strip: int, th
     rows of tiles share more rows of the slab: 28 of them, where a row has 14 or 28, beat 24 by 5%, 31 and 36 by 3%.
     """
     k_blocks = -(-c.group_outputs // (MAX_COLUMN_BYTES // itemsize))
-    channels = f.parts * round_up(c.group_inputs, LINE_BYTES // itemsize)
+    channels = parts(f, c) * round_up(c.group_inputs, LINE_BYTES // itemsize)
     # Few tiles: each thread reads its part of U and transforms all tiles, rather than the other way round.
     k_parts = threads if total < threads * MAX_TILE_ROWS and k_blocks >= threads else 1
     tiles, k_group = -(-L2_PRODUCTS // f.products), 1

@@ -50,6 +50,9 @@ class Layout(NamedTuple):
     turned_bytes: int
     vectors_bytes: int
     integers_bytes: int
+    planes: int  # of the outputs
+    plane_table: int  # for each its image, its depth, its place in source_d, its first tap outside padding, the end
+    source_d: int
     source_h: int
     rows_of_tiles: int  # for each its place in source_h, its first output row, and how many it has
     segments: int
@@ -59,12 +62,13 @@ class Layout(NamedTuple):
     transform_weights: int
     tile_h: int  # outputs of a tile
     tile_w: int
+    dilation_d: int
     dilation_h: int
     dilation_w: int
     cell_w: int  # output columns of a cell
     stride_h: int
     stride_w: int
-    part: int  # channels from one phase of a stride to the next
+    part: int  # channels from one phase of a stride, or slice of a volume, to the next
     depth: int  # of the products
     points_h: int
     points_w: int
@@ -72,7 +76,6 @@ class Layout(NamedTuple):
     overlap_w: int  # and a cell with the next
     products: int
     taps: int
-    batch: int
     groups: int
     group_inputs: int
     group_outputs: int
@@ -91,12 +94,15 @@ class Layout(NamedTuple):
     w_g: int  # of weights that are not packed, in elements
     w_k: int
     w_c: int
+    w_d: int
     w_r: int
     w_s: int
     columns: int
     tap_step: int
     together: int
     u_group: int
+    width: int
+    few: int  # one tile column of outputs: ``multiply_group``
     slab_columns: int
     v_block: int
     v_xi: int
@@ -115,6 +121,24 @@ def _padded(source: np.ndarray, size: int) -> np.ndarray:
     out = np.full(size, -1, np.int64)
     out[: min(size, source.size)] = source[:size]
     return out
+
+
+PLANE = 5  # numbers of a plane
+
+
+def _planes(c: Correlation, images: int) -> np.ndarray:
+    """The table of the outputs' planes: those of one depth, of ``images`` images at a time, follow each other."""
+    deep, taps = c.axes[0], []
+    for d in range(deep.out):
+        inside = [t for t in range(deep.kernel) if deep.source[d * deep.stride + t * deep.dilation] >= 0]
+        taps.append((inside[0], inside[-1] + 1) if inside else (deep.kernel, 0))
+    rows = [
+        (n, d, d * deep.stride, *taps[d])
+        for first in range(0, c.batch, images)
+        for d in range(deep.out)
+        for n in range(first, min(first + images, c.batch))
+    ]
+    return np.array(rows, np.int64).reshape(-1, PLANE)
 
 
 def _rows_of_tiles(f: Variant, height: Axis) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +173,8 @@ def fixed(
 ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     """The same for a plan."""
     dtype, variant = np.dtype(f"f{itemsize}"), VARIANTS.index(f)
-    _, height, width = c.axes
+    deep, height, width = c.axes
+    planes = _planes(c, p.images)
     source_h, rows = _rows_of_tiles(f, height)
     stride_h, stride_w = f.strides
     g = p.grid
@@ -157,14 +182,16 @@ def fixed(
     segments, segment_count = progressions(_padded(width.source, stride_w * g.cell_columns * g.cell_w + overlap))
     numbers = (
         p.thread_bytes, *p.scratch[:7],
-        address(source_h), address(rows), address(segments), segment_count,
+        len(planes), address(planes), address(deep.source), address(source_h), address(rows),
+        address(segments), segment_count,
         compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
         compiled(weight_tiles, dtype, variant),
-        f.rows[0], f.columns[0], g.dilation_h, g.dilation_w, g.cell_w, *f.strides, p.part, p.depth, *f.points,
-        stride_h * (f.rows[1] - 1), overlap, f.products, f.taps,
-        c.batch, c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
+        f.rows[0], f.columns[0], deep.dilation, g.dilation_h, g.dilation_w, g.cell_w, *f.strides, p.part, p.depth,
+        *f.points, stride_h * (f.rows[1] - 1), overlap, f.products, f.taps,
+        c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         g.tile_rows, g.cell_columns, g.strip, p.blocks, p.unit,
         p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, *(taps or (0,) * len(Taps._fields)), p.u_group,
+        p.width, int(p.few),
         p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, configuration, itemsize,
     )  # fmt: skip
-    return numbers, (source_h, rows, segments)
+    return numbers, (planes, deep.source, source_h, rows, segments)
