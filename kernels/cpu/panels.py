@@ -139,9 +139,9 @@ _plain = _make_panel_tile(TILE_ROWS, second=False, near=NEAR)
 _upper = _make_panel_tile(MIDDLE_ROWS + LOW_ROWS)
 _middle = _make_panel_tile(MIDDLE_ROWS)
 _low = _make_panel_tile(LOW_ROWS)
-_narrow_high = _make_panel_tile(NARROW_ROWS, second=False, width=1)
-_narrow_middle = _make_panel_tile(2 * MIDDLE_ROWS, second=False, width=1)
-_narrow_low = _make_panel_tile(MIDDLE_ROWS, second=False, width=1)
+_narrow_high = _make_panel_tile(NARROW_ROWS, width=1)
+_narrow_middle = _make_panel_tile(2 * MIDDLE_ROWS, width=1)
+_narrow_low = _make_panel_tile(MIDDLE_ROWS, width=1)
 
 
 @jit(inline=True)
@@ -199,39 +199,56 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed
 
 
 @jit(inline=True)
-def multiply_group(products, height, length, a, a_block, a_xi, b, b_xi, c, c_block, c_xi, narrow, more):
+def multiply_group(products, height, length, a, a_block, a_xi, b, b_xi, c, c_block, c_xi, narrow, more, far, kind):
     """The products of every ξ, ``a_xi``, ``b_xi`` and ``c_xi`` elements apart, for one tile column of outputs.
 
     For groups of few channels: ``multiply_panel`` takes 60 ns to find out what to multiply and to ask for, as long as
-    14 x 32 sums of 16 products. ``narrow``: the outputs fill one vector.
+    14 x 32 sums of 16 products. ``narrow``: the outputs fill one vector. Besides the next ξ's weights tiles ask for the
+    lines that rows of ``far`` tell, six numbers each: the first one's address, elements from one to the next and bytes
+    from one tile's to the next tile's, how many tiles it takes, and bytes to the next piece and how many there are.
     """
     keep_whole()
-    lanes = vector_lanes(load(a, 0))
-    width = 2 * lanes
+    lanes = vector_lanes(kind)
+    width, line = 2 * lanes, far
+    start, step, jump, calls, apart, pieces = load(far, 0), load(far, 1), load(far, 2), load(far, 3), load(far, 4), load(far, 5)
+    place, call = start, 0
     for _ in range(products):
         i, ahead = 0, shift(b, b_xi)
         while i < height:
             left = height - i
             r, to = shift(a, i * lanes), shift(c, i * lanes)
+            other = pointer(place, kind)
             if narrow:
                 if left > 3 * MIDDLE_ROWS:
-                    _narrow_high(length, r, a_block, b, to, c_block, ahead, lanes, ahead, 0, more)
+                    _narrow_high(length, r, a_block, b, to, c_block, ahead, lanes, other, step, more)
                     i += NARROW_ROWS
                 elif left > MIDDLE_ROWS:
-                    _narrow_middle(length, r, a_block, b, to, c_block, ahead, lanes, ahead, 0, more)
+                    _narrow_middle(length, r, a_block, b, to, c_block, ahead, lanes, other, step, more)
                     i += 2 * MIDDLE_ROWS
                 else:
-                    _narrow_low(length, r, a_block, b, to, c_block, ahead, lanes, ahead, 0, more)
+                    _narrow_low(length, r, a_block, b, to, c_block, ahead, lanes, other, step, more)
                     i += MIDDLE_ROWS
             elif left <= LOW_ROWS:
-                _low(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, more)
+                _low(length, r, a_block, b, to, c_block, ahead, width, other, step, more)
                 i += LOW_ROWS
             elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS:
-                _middle(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, more)
+                _middle(length, r, a_block, b, to, c_block, ahead, width, other, step, more)
                 i += MIDDLE_ROWS
             else:
-                _plain(length, r, a_block, b, to, c_block, ahead, width, shift(ahead, lanes), width, more)
+                _high(length, r, a_block, b, to, c_block, ahead, width, other, step, more)
                 i += TILE_ROWS
+            call += 1
+            place += jump
+            if call >= calls:
+                call, pieces, start = 0, pieces - 1, start + apart
+                place = start
+                if pieces <= 0:
+                    line = shift(line, 6)
+                    start, step, jump, calls = load(line, 0), load(line, 1), load(line, 2), load(line, 3)
+                    apart, pieces = load(line, 4), load(line, 5)
+                    if pieces <= 0:
+                        start, step, jump, calls = load(far, 0), 0, 0, 1 << 30
+                    place = start
         a, b, c = shift(a, a_xi), ahead, shift(c, c_xi)
 
 

@@ -289,6 +289,65 @@ def aim_at_input(g, table, far, steps, start, end, group, part, parts):
 
 
 @jit(inline=True)
+def list_plane(table, row, steps, place, stride_c, stride_h, stride_w, rows, channels, plane_step, planes, size):
+    """A row for ``multiply_group``: the lines of some rows of ``planes``, or where the planes of channels lie apart
+    those of one."""
+    line = 2 * LINE_BYTES // size  # of two the CPU fetches the other
+    if stride_c == 1:
+        lines, step = rows * stride_h // max(1, stride_w), stride_w
+    elif stride_c == rows * stride_h:
+        lines, step = -(-channels * stride_c // line), line
+    else:
+        lines, step, plane_step, planes = -(-rows * stride_h // line), line, stride_c, channels
+    store(row, 0, place)
+    store(row, 1, step)
+    store(row, 2, steps * step * size)
+    store(row, 3, -(-lines // steps))
+    store(row, 4, plane_step * size)
+    store(row, 5, planes)
+
+
+@jit(inline=True)
+def list_lines(g, table, far, steps, start, end, group):
+    """What the products of a group ask for: the output under the cells ``start`` to ``end``, then the next item's input.
+
+    Both lie in L3 or beyond, and so few products do not hide that by themselves.
+    """
+    plane, size = g.tile_rows * g.cell_columns, g.itemsize
+    store(far, 5, 0)
+    store(far, 11, 0)
+    store(far, 17, 0)
+    for i in range(2):
+        first = start
+        if i == 1:
+            group += 1
+            if group == g.groups:
+                group, first = 0, end
+            if first + plane > g.planes * plane:
+                return
+        n, tile_row = first // plane, first % plane // g.cell_columns
+        this = shift(pointer(g.plane_table, table), PLANE * n)
+        after = shift(this, PLANE if n + 1 < g.planes else 0)
+        depth, depth_after = load(this, 1), load(after, 1)
+        row, rows = tile_row * g.tile_h, -(-(end - start) // g.cell_columns) * g.tile_h
+        rows, planes = min(rows, g.out_height - row), -(-(end - start) // plane)
+        if i == 0:
+            place = load(this, 0) * g.out_n + depth * g.out_d + row * g.out_h + group * g.group_outputs * g.out_c
+            step = (load(after, 0) - load(this, 0)) * g.out_n + (depth_after - depth) * g.out_d
+            list_plane(
+                table, far, steps, g.out + place * size, g.out_c, g.out_h, g.out_w, rows, g.group_outputs, step, planes,
+                size,
+            )  # fmt: skip
+        else:
+            place = load(this, 0) * g.x_n + depth * g.x_d + row * g.x_h + group * g.group_inputs * g.x_c
+            step = (load(after, 0) - load(this, 0)) * g.x_n + (depth_after - depth) * g.x_d
+            list_plane(
+                table, shift(far, 6), steps, g.x + place * size, g.x_c, g.x_h, g.x_w, rows, g.group_inputs, step,
+                planes, size,
+            )  # fmt: skip
+
+
+@jit(inline=True)
 def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first, tap_end):
     """M of ``count`` tiles for the tile columns ``k`` to ``k_end`` of a part from ``k_first`` to ``k_last``."""
     lanes, size, weights = vector_lanes(kind), g.itemsize, pointer(g.weights, kind)
@@ -296,11 +355,12 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
     begin, whole = tap_first * phases * g.part, (tap_end - tap_first) * phases * g.part
     width, steps = g.width, pass_length(whole, lanes)
     if g.few:
+        list_lines(g, table, far, whole, start, end, group)
         a = pointer(v + begin // lanes * g.v_block * size, kind)
         b, panel = panel_at(g, group, 0, 0, width) + begin * width, panel_at(g, 0, 0, 1, width)
         multiply_group(
             g.products, count, whole, a, g.v_block, g.v_xi, shift(weights, b), panel, pointer(m, kind), g.m_block,
-            g.m_xi, width == lanes, 0,
+            g.m_xi, width == lanes, 0, far, kind,
         )  # fmt: skip
         return
     total = g.planes * g.tile_rows * g.cell_columns
@@ -355,7 +415,7 @@ def clear(g, kind, m):
 
 
 @jit(inline=True)
-def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end):
+def multiply_once(g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end):
     """M of one tile column of outputs, whose U is made for ``chunk`` input channels at a time and used at once."""
     lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, table)
     width, w = g.width, pointer(g.weights, kind)
@@ -379,10 +439,11 @@ def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_firs
             place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
             aim(far, place, outputs, channels * g.depth // g.part * g.taps, g.w_k, channels, size)
         if g.few:
+            list_lines(g, table, far, channels, start, end, group)
             a = pointer(v + (tap * g.part + c) // lanes * g.v_block * size, kind)
             multiply_group(
                 g.products, count, channels, a, g.v_block, g.v_xi, pointer(u, kind), g.u_xi, pointer(m, kind),
-                g.m_block, g.m_xi, width == lanes, number,
+                g.m_block, g.m_xi, width == lanes, number, far, kind,
             )  # fmt: skip
             continue
         for xi in range(g.products):
@@ -406,11 +467,12 @@ def forward_range(t, threads, table, chunk, kind):
     u = tiles + g.integers_bytes
     far, runs = pointer(tiles + 32 * 8, table), pointer(tiles + 64 * 8, table)
     total = g.planes * g.tile_rows * g.cell_columns
+    units = -(-total // g.unit)
     items = g.blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
         rest, part = item // g.k_parts, item % g.k_parts
         block, group = rest // g.groups, rest % g.groups
-        start, end = total * block // g.blocks, total * (block + 1) // g.blocks
+        start, end = units * block // g.blocks * g.unit, min(total, units * (block + 1) // g.blocks * g.unit)
         tap_first, tap_end = taps_inside(g, table, start, end)
         count = transform_block(g, kind, table, tiles, slab, v, start, end, group, tap_first, tap_end)
         k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
@@ -420,7 +482,9 @@ def forward_range(t, threads, table, chunk, kind):
             if tap_first >= tap_end:
                 clear(g, kind, m)
             elif g.chunk != 0:
-                multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end)
+                multiply_once(
+                    g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end
+                )
             else:
                 multiply_packed(
                     g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first, tap_end

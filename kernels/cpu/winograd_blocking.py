@@ -111,6 +111,7 @@ L2_V_BYTES = 768 << 10  # of V in L2, and no more than three quarters of it
 ONCE_BLOCKS = 1  # of tiles, a thread's; with 2, 5x5 kernels take a quarter longer
 ONCE_BYTES = 1 << 20  # of U, more than stays in L2 beside V
 CHUNK_BYTES = 600 << 10
+FEW_TILES = 32  # of groups with few outputs, in whole planes: whose input and output is one piece of memory
 V_BYTES = 6 << 20  # of V and M at most: with them a thread needs less than 16 MiB, where no single cell needs more
 M_BYTES = 8 << 20
 
@@ -151,13 +152,17 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     channels, depth = held * round_up(c.group_inputs, line), held * part
     most, group, k_parts = _block(f, c, itemsize, cells_of.tiles, cells_of.strip * phases, threads)
     blocks, images = _blocks(c, cells_of, max(1, most // phases))
+    narrow = f.parts == 1 and c.group_outputs <= lanes
+    few, plane = f.parts == 1 and k_blocks == 1 and (c.groups > 1 or narrow), total // max(1, cells_of.planes)
+    unit = plane if few and plane * phases <= FEW_TILES else 1
+    if unit > 1:
+        blocks = -(-cells_of.planes // max(1, FEW_TILES // (plane * phases)))
     if k_parts == 1 and blocks * c.groups < 16 * threads:
-        blocks = min(total, round_up(blocks, threads))
-    cells = -(-total // blocks)
+        blocks = min(total // unit, round_up(blocks, threads))
+    cells = -(-total // (blocks * unit)) * unit
     tiles = cells * phases  # a dilation beyond the width has fewer
     u_group = min(group * (widest // width), k_blocks)
-    if f.parts == 1 and c.group_outputs <= lanes:
-        width = lanes
+    width = lanes if narrow else width
     packed = f.products * c.groups * (k_blocks * depth * width + -(-k_blocks // u_group) * line)
     chunk = 0
     transformed = f.products * c.out_channels * held * c.group_inputs  # on every CPU: workspaces do not ask
@@ -173,7 +178,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         cells_of,
         images,
         blocks,
-        1,
+        unit,
         k_parts,
         k_group,
         k_blocks,
@@ -181,7 +186,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         u_xi,
         u_group,
         width,
-        f.parts == 1 and k_blocks == 1 and (c.groups > 1 or width == lanes),
+        few,
         depth,
         part,
         slab_columns,
