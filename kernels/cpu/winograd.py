@@ -410,8 +410,7 @@ def present(g, xi, taps):
 @jit(inline=True)
 def clear(g, kind, m):
     """M of cells whose windows hold padding alone."""
-    for xi in range(g.products):
-        zero(pointer(m + xi * g.m_xi * g.itemsize, kind), g.k_group * 2 * g.m_block)
+    zero(pointer(m, kind), g.products * g.m_xi)
 
 
 @jit(inline=True)

@@ -152,8 +152,9 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     channels, depth = held * round_up(c.group_inputs, line), held * part
     most, group, k_parts = _block(f, c, itemsize, cells_of.tiles, cells_of.strip * phases, threads)
     blocks, images = _blocks(c, cells_of, max(1, most // phases))
-    narrow = f.parts == 1 and c.group_outputs <= lanes
-    few, plane = f.parts == 1 and k_blocks == 1 and (c.groups > 1 or narrow), total // max(1, cells_of.planes)
+    # whether blocks are whole planes must not depend on the CPU, whether U has narrow rows may
+    few = f.parts == 1 and c.group_outputs <= (widest if c.groups > 1 else widest // TILE_VECTORS)
+    narrow, plane = f.parts == 1 and c.group_outputs <= lanes, total // max(1, cells_of.planes)
     unit = plane if few and plane * phases <= FEW_TILES else 1
     if unit > 1:
         blocks = -(-cells_of.planes // max(1, FEW_TILES // (plane * phases)))
@@ -186,7 +187,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         u_xi,
         u_group,
         width,
-        few,
+        few and k_blocks == 1,
         depth,
         part,
         slab_columns,
