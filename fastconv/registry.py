@@ -136,6 +136,8 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
         return f"computes stride {variant.stride}, not {g.stride}"
     if variant.stride > 1 and max(g.dilation[-2:]) > 1:
         return f"computes dilation 1, not {g.dilation}"
+    if variant.stride > 1 and g.rank > 2 and g.kernel_size[0] > 1:
+        return f"computes kernels of one slice at stride 2, not {g.kernel_size}"
     if kernel != variant.kernel:
         return f"computes kernels {variant.kernel}, not {kernel}"
     return None

@@ -134,14 +134,14 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0, width: int
     return panel_tile
 
 
-_high = _make_panel_tile(TILE_ROWS, near=NEAR)
-_plain = _make_panel_tile(TILE_ROWS, second=False, near=NEAR)
-_upper = _make_panel_tile(MIDDLE_ROWS + LOW_ROWS)
-_middle = _make_panel_tile(MIDDLE_ROWS)
-_low = _make_panel_tile(LOW_ROWS)
-_narrow_high = _make_panel_tile(NARROW_ROWS, width=1)
-_narrow_middle = _make_panel_tile(2 * MIDDLE_ROWS, width=1)
-_narrow_low = _make_panel_tile(MIDDLE_ROWS, width=1)
+high_tile = _make_panel_tile(TILE_ROWS, near=NEAR)
+plain_tile = _make_panel_tile(TILE_ROWS, second=False, near=NEAR)
+upper_tile = _make_panel_tile(MIDDLE_ROWS + LOW_ROWS)
+middle_tile = _make_panel_tile(MIDDLE_ROWS)
+low_tile = _make_panel_tile(LOW_ROWS)
+narrow_high_tile = _make_panel_tile(NARROW_ROWS, width=1)
+narrow_middle_tile = _make_panel_tile(2 * MIDDLE_ROWS, width=1)
+narrow_low_tile = _make_panel_tile(MIDDLE_ROWS, width=1)
 
 
 @jit(inline=True)
@@ -176,19 +176,19 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed
             if halves:
                 far, other_step = shift(ahead, length * step), step
             if left <= LOW_ROWS:
-                _low(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                low_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += LOW_ROWS
             elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS:
-                _middle(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                middle_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += MIDDLE_ROWS
             elif left <= both < TILE_ROWS:
-                _upper(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                upper_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += both
             elif pieces > 0 or halves:
-                _high(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                high_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += TILE_ROWS
             else:
-                _plain(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                plain_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += TILE_ROWS
             ahead = shift(ahead, n * step)
             if pieces > 0:
@@ -196,60 +196,6 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed
                 place += far_jump
     store(aimed, 0, place)
     store(aimed, 1, pieces)
-
-
-@jit(inline=True)
-def multiply_group(products, height, length, a, a_block, a_xi, b, b_xi, c, c_block, c_xi, narrow, more, far, kind):
-    """The products of every ξ, ``a_xi``, ``b_xi`` and ``c_xi`` elements apart, for one tile column of outputs.
-
-    For groups of few channels: ``multiply_panel`` takes 60 ns to find out what to multiply and to ask for, as long as
-    14 x 32 sums of 16 products. ``narrow``: the outputs fill one vector. Besides the next ξ's weights tiles ask for the
-    lines that rows of ``far`` tell, six numbers each: the first one's address, elements from one to the next and bytes
-    from one tile's to the next tile's, how many tiles it takes, and bytes to the next piece and how many there are.
-    """
-    keep_whole()
-    lanes = vector_lanes(kind)
-    width, line = 2 * lanes, far
-    start, step, jump, calls, apart, pieces = load(far, 0), load(far, 1), load(far, 2), load(far, 3), load(far, 4), load(far, 5)
-    place, call = start, 0
-    for _ in range(products):
-        i, ahead = 0, shift(b, b_xi)
-        while i < height:
-            left = height - i
-            r, to = shift(a, i * lanes), shift(c, i * lanes)
-            other = pointer(place, kind)
-            if narrow:
-                if left > 3 * MIDDLE_ROWS:
-                    _narrow_high(length, r, a_block, b, to, c_block, ahead, lanes, other, step, more)
-                    i += NARROW_ROWS
-                elif left > MIDDLE_ROWS:
-                    _narrow_middle(length, r, a_block, b, to, c_block, ahead, lanes, other, step, more)
-                    i += 2 * MIDDLE_ROWS
-                else:
-                    _narrow_low(length, r, a_block, b, to, c_block, ahead, lanes, other, step, more)
-                    i += MIDDLE_ROWS
-            elif left <= LOW_ROWS:
-                _low(length, r, a_block, b, to, c_block, ahead, width, other, step, more)
-                i += LOW_ROWS
-            elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS:
-                _middle(length, r, a_block, b, to, c_block, ahead, width, other, step, more)
-                i += MIDDLE_ROWS
-            else:
-                _high(length, r, a_block, b, to, c_block, ahead, width, other, step, more)
-                i += TILE_ROWS
-            call += 1
-            place += jump
-            if call >= calls:
-                call, pieces, start = 0, pieces - 1, start + apart
-                place = start
-                if pieces <= 0:
-                    line = shift(line, 6)
-                    start, step, jump, calls = load(line, 0), load(line, 1), load(line, 2), load(line, 3)
-                    apart, pieces = load(line, 4), load(line, 5)
-                    if pieces <= 0:
-                        start, step, jump, calls = load(far, 0), 0, 0, 1 << 30
-                    place = start
-        a, b, c = shift(a, a_xi), ahead, shift(c, c_xi)
 
 
 @jit(inline=True)

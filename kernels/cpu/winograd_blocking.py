@@ -136,7 +136,7 @@ def grid(f: Variant, c: Correlation) -> Grid:
 
 def parts(f: Variant, c: Correlation) -> int:
     """What V and U hold of the input channels: each phase of a stride, under each tap of a volume's kernel."""
-    return f.parts * c.axes[0].kernel
+    return f.parts * max(1, c.axes[0].kernel)  # zeros for none, as in phases of a stride that no tap reaches
 
 
 @lru_cache(maxsize=256)
@@ -174,6 +174,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
     v_xi, m_xi = channels // lanes * v_block + line, k_group * width // lanes * m_block + line
     elements = cells_of.tiles * f.outputs * (c.in_channels + c.out_channels)  # of input and output, about
+    flat = cells_of.planes == c.batch and c.axes[0].kernel == 1
     slab_columns, slab, rows, turned = cells_of.buffers(f, cells, lanes)
     return Plan(
         cells_of,
@@ -195,7 +196,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         v_xi,
         m_block,
         m_xi,
-        caches().l2 < SMALL_L2 and itemsize * (elements + packed) > caches().l3,
+        flat and caches().l2 < SMALL_L2 and itemsize * (elements + packed) > caches().l3,
         (
             aligned(slab * itemsize),
             aligned((f.products * v_xi + MAX_TILE_ROWS * lanes) * itemsize),

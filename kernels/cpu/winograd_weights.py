@@ -163,15 +163,14 @@ def pack_range(t, threads, table, chunk, kind):
         to = g.packed + (start + half * lanes) * size
         store(a, 6, panel_at(g, group, column, 1, width) - start)
         for part in range(g.kernel_d * g.stride_h * g.stride_w):
-            tap, phase = part // (g.stride_h * g.stride_w), part % (g.stride_h * g.stride_w)
             for c0 in range(0, g.part, PACK_CHANNELS):
                 count, inputs = min(PACK_CHANNELS, g.part - c0), max(0, min(PACK_CHANNELS, g.group_inputs - c0))
-                source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + c0 * g.w_c + tap * g.w_d)
+                source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + c0 * g.w_c)
                 if g.stride_w == 1:
-                    gather_taps(g, taps, lanes, source, gathered, outputs, inputs)
+                    gather_taps(g, taps, lanes, shift(source, part * g.w_d), gathered, outputs, inputs)
                     zero(shift(gathered, inputs * taps * lanes), (count - inputs) * taps * lanes)
                 else:
-                    gather_part(g, phase, lanes, source, gathered, outputs, count, inputs)
+                    gather_part(g, part, lanes, source, gathered, outputs, count, inputs)
                 store(a, 0, count)
                 store(a, 1, mine)
                 store(a, 4, to + (part * g.part + c0) * width * size)
@@ -183,8 +182,8 @@ THREAD_ELEMENTS = 1 << 14  # weights that pay for another thread
 
 @lru_cache(maxsize=256)
 def _bind(
-    f: Variant, shape: tuple[int, ...], taps: Taps, dtype: np.dtype, gathered_bytes: int, k_blocks: int, u_group: int, width: int,
-    depth: int, part: int, threads: int,
+    f: Variant, shape: tuple[int, ...], taps: Taps, dtype: np.dtype, gathered_bytes: int, k_blocks: int, u_group: int,
+    width: int, depth: int, part: int, threads: int,
 ) -> Bound:  # fmt: skip
     """The packing of weights of this shape and with these strides."""
     taps = taps._replace(columns=f.columns[1])
@@ -203,7 +202,9 @@ def pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, t
     held, nbytes = np.dtype(np.uint8), threads * p.gathered_bytes
     packed = scratch.take(p.packed, w.dtype) if scratch else aligned_empty(p.packed, w.dtype)
     gathered = scratch.take(nbytes, held) if scratch else aligned_empty(nbytes, held)
-    if packed.size:
+    if not w.size:
+        packed[...] = 0
+    elif packed.size:
         bound = _bind(
             f, w.shape, strides(w), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, p.width, p.depth, p.part, threads
         )

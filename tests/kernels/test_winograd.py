@@ -336,7 +336,7 @@ def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, monkeypatch):
 
 
 def hold(variant, p, itemsize, threads):
-    """The stated workspace to what is used with vectors of 64, 32 and 16 bytes; whether weights are transformed in it."""
+    """The stated workspace to what vectors of 64, 32 and 16 bytes use; whether weights are transformed there."""
     stated, uses = winograd_blocking.Workspaces(variant).forward(p.geometry, itemsize, threads), set()
     wanted, threads_used = correlation(p.geometry), correlation(p.geometry).useful_threads(threads)
     for width in (128, 64, 32):
@@ -353,8 +353,8 @@ def test_the_stated_workspace_suffices_on_every_cpu(variant):
     kernel, uses = variant.kernel if variant.kernel[0] > 1 else variant.kernel[1:], set()
     for k, groups, n, itemsize in product((3, 7, 15, 16, 24, 32), (1, 3), (1, 5, 40), (4, 8)):
         size = (14, 14)[: len(kernel)]
-        p = conv_problem("conv", len(kernel), (n, 9 * groups, *size), (k * groups, 9, *kernel), groups=groups, padding=1,
-                         stride=variant.stride)  # fmt: skip
+        shapes = (n, 9 * groups, *size), (k * groups, 9, *kernel)
+        p = conv_problem("conv", len(kernel), *shapes, groups=groups, padding=1, stride=variant.stride)
         hold(variant, p, itemsize, 2)
     for k, itemsize, threads in product((33, 65, 147), (4, 8), (1, 2)):
         most = winograd_blocking.ONCE_BYTES // (variant.products * itemsize * k)  # input channels around that limit
