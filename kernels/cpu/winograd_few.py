@@ -1,9 +1,9 @@
 """Winograd's products of groups with few output channels: all of a block in one go.
 
-16 channels of 14 x 14 are 16 tiles of F(4x4), and a product of 16 x 16 x 16 numbers for each of 36 elements takes 45 ns.
-To find out what to multiply, and to ask for, took ``multiply_panel`` 60. So here nothing is found out: from one ξ to the next are so
-many elements of V, U and M. Where a vector holds all outputs, U has rows of one vector, and tiles hold 28, 16 or 8 rows
-of it; their numbers of V are operands of the multiply-adds, 29 loads for 28 of those.
+16 channels of 14 x 14 are 16 tiles of F(4x4); a product of 16 x 16 x 16 for each of its 36 elements takes 45 ns,
+and to find out what to multiply, and to ask for, took ``multiply_panel`` 60. So here nothing is found out: an element's
+V, U and M lie so far behind those of the one before. Where a vector holds all outputs, U has rows of one vector, and
+tiles 28, 16 or 8 of them; their numbers of V are operands of the multiply-adds, 29 loads for 28 of those.
 
 So few products do not hide that input and output lie in L3 or beyond: of 512 channels of 14x14, 16 images, copies from
 and to NCHW took a third of the time. Blocks are whole planes where those are small, whose channels of one group are one
