@@ -86,11 +86,13 @@ COSTS: dict[str, dict[str, float]] = {
     },
     "planar": {
         "elementwise": 3.4e-10,
+        "gathered": 1.1e-09,
         "packed": 2.49e-10,
         "prepared": 8e-10,
         "products": 1.15e-11,
         "scattered": 1.31e-09,
         "streamed": 2.92e-10,
+        "strided": 2.5e-10,
         "sums": 3e-11,
         "written": 2.18e-11,
     },
@@ -153,6 +155,7 @@ PANEL_BYTES = 160 << 10  # of pointwise's
 PANEL = 48  # pixels of a full tile of planar's
 LAID_BETWEEN = 1.1  # what planar's products take with their sums laid between those of other phases
 STRIDED_TAPS = 6  # times that taps of a stride's phases, gathered one by one, take of those that are neighbours
+FEW_TILES = 32  # of Winograd's groups with few outputs
 L2_BYTES = 1.5e6  # of weights that stay in the cache from one block to the next
 
 Work = dict[str, float]
@@ -269,13 +272,15 @@ def planar_work(problem: ConvProblem) -> Work:
 
     s, g = _Sizes(problem), problem.geometry
     columns, stride = max(1, s.size[-1]), g.stride
+    # of channels-last input each element is taken from a line of its own, or some
+    gathered = {"gathered": s.read * min(1.0, s.inputs * s.groups / 16) if s.last else 0.0}
     if problem.direction == "forward" or stride[-1] == 1:
         rows = s.pixels / columns * _up(s.outputs, 8) * s.groups
         between = -(-g.dilation[-1] * (g.kernel_size[-1] - 1) // stride[-1])
         times = row_times(math.ceil(s.depth), columns, columns + between)
-        work = _pixel_work(problem, s, columns, PLANE_BYTES // max(stride))
+        work = _pixel_work(problem, s, columns, PLANE_BYTES // max(stride)) | gathered
         return {**work, "products": rows * PANEL * min(times)}
-    work = _pixel_work(problem, s, -(-columns // stride[-1]), PLANE_BYTES * math.prod(stride))
+    work = _pixel_work(problem, s, -(-columns // stride[-1]), PLANE_BYTES * math.prod(stride)) | gathered
     return {**work, "products": work["products"] * LAID_BETWEEN, "scattered": 0.0, "phases": 0.0}
 
 
@@ -372,18 +377,23 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     s = _Sizes(problem)
     height, width = (1, *s.size)[-2:]
     down, across = (1, *problem.geometry.dilation)[-2:]
-    tiles = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
-    tiles = max(1, s.batch * tiles)
+    plane = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
+    tiles = max(1, s.batch * plane)
     inputs, outputs = variant.parts * -(-s.inputs // 16), -(-s.outputs // 16)
     share_outputs = threads > 1 and tiles < 16 * threads and s.outputs >= 32 * threads
     small = 28 * 36 * variant.parts * s.inputs * 4 <= 768 << 10
     block = -(-(28 if small else 64) * 36 // variant.products)
     blocks = 1 if share_outputs else max(threads, -(-tiles // block))
-    rows = blocks * _heights(-(-tiles // blocks))
+    narrow = variant.parts == 1 and s.outputs <= 16  # tiles of one vector, half as many calls of them
+    few = narrow or (variant.parts == 1 and s.groups > 1 and s.outputs <= 32)
+    if few and 0 < plane <= FEW_TILES:
+        blocks = max(1, -(-s.batch // (FEW_TILES // plane)))
+    heights = _narrow_heights if narrow else _heights
+    rows = blocks * heights(-(-tiles // blocks))
     weights = variant.multiplications * s.inputs * s.outputs * s.groups
     beyond = max(0.0, 1 - L2_BYTES / max(1, 4 * weights))
     spilled = max(0, math.isqrt(variant.products) - 6) if variant.rows[0] > 1 else 0
-    sums = rows * variant.products * _up(s.outputs, 32) * s.groups
+    sums = rows * variant.products * _up(s.outputs, 16 if narrow else 32) * s.groups
     entered = tiles * inputs * s.groups * (threads if share_outputs else 1) * variant.products
     left = tiles * outputs * s.groups
     # each block makes what it needs of U just before it does
@@ -443,6 +453,12 @@ def _heights(tiles: int) -> int:
     """Rows computed for so many, in pieces of 14, the last one of 4, 8, 12 or 14, or the last two of 8."""
     whole, left = divmod(tiles, 14)
     return tiles if whole and left == 2 else 14 * whole + min(14, _up(left, 4))
+
+
+def _narrow_heights(tiles: int) -> int:
+    """The same in pieces of 28, 16 and 8, as tiles one vector wide have them."""
+    whole, left = divmod(tiles, 28)
+    return 28 * whole + (28 if left > 24 else _up(left, 8))
 
 
 # --------------------------------------------------------------------------------------------------- predicted seconds

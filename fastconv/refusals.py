@@ -28,6 +28,8 @@ def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
         return None if kernel == taps else f"computes kernels {taps} at stride {stride}, not {kernel}"
     if stride != variant.strides:
         return f"computes stride {variant.stride}, not {g.stride}"
+    if variant.stride > 1 and g.rank > 2 and g.kernel_size[0] > 1:
+        return f"computes kernels of one slice at stride 2, not {g.kernel_size}"
     if kernel != variant.kernel:
         return f"computes kernels {variant.kernel}, not {kernel}"
     return None

@@ -60,7 +60,8 @@ from .phases import EntryPoints, entry_points
 from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .tiles import TILE_ROWS
 from .winograd_blocking import plan
-from .winograd_layout import FIELDS, PLANE, Layout, prepare
+from .winograd_few import list_lines, multiply_few
+from .winograd_layout import FIELDS, Layout, prepare
 from .winograd_transforms import transform
 from .winograd_weights import Taps, gather_taps, pack, panel_at, strides
 
@@ -99,16 +100,6 @@ def cell_run(g, f, end):
 
 
 @jit(inline=True)
-def taps_inside(g, table, start, end):
-    """The taps of a volume's kernel that see more than padding from some of the cells ``start`` to ``end``: a range."""
-    plane, first, last = g.tile_rows * g.cell_columns, g.depth, 0
-    for n in range(start // plane, (end - 1) // plane + 1):
-        numbers = shift(pointer(g.plane_table, table), PLANE * n)
-        first, last = min(first, load(numbers, 3)), max(last, load(numbers, 4))
-    return first, last
-
-
-@jit(inline=True)
 def transform_block(g, kind, table, tiles, slab, v, start, end, group, tap_first, tap_end):
     """V of the cells ``start`` to ``end`` under some taps of a volume's kernel, and how many tiles the cells are.
 
@@ -124,7 +115,7 @@ def transform_block(g, kind, table, tiles, slab, v, start, end, group, tap_first
     store(t, 5, lanes)
     store(t, 6, g.v_xi)
     store(t, 14, g.dilation_w * g.stride_w * lanes)
-    done, vectors, phases = 0, -(-g.group_inputs // lanes), g.stride_h * g.stride_w
+    done, vectors = 0, -(-g.group_inputs // lanes)
     for vector in range(tap_first * vectors, tap_end * vectors):
         tap, c = vector // vectors, vector % vectors * lanes
         channels = min(lanes, g.group_inputs - c)
@@ -139,8 +130,8 @@ def transform_block(g, kind, table, tiles, slab, v, start, end, group, tap_first
             last_n, last_h, last_j = n, first_h, j
             f += count
             columns = count * input_w + g.overlap_w
-            plane = shift(pointer(g.plane_table, table), PLANE * n)
-            d = load(pointer(g.source_d, table), load(plane, 2) + tap * g.dilation_d)
+            plane = shift(pointer(g.plane_table, table), g.plane_numbers * n)
+            d = load(plane, 2 + tap)
             place = load(plane, 0) * g.x_n + d * g.x_d + (group * g.group_inputs + c) * g.x_c
             while filled < first + input_h + g.overlap_h:  # just before use: the rows are still in L1
                 h = load(source_h, first_h + filled - first)
@@ -152,10 +143,10 @@ def transform_block(g, kind, table, tiles, slab, v, start, end, group, tap_first
             for phase in range(min(g.dilation_w, width)):
                 count = -(-(width - phase) // g.cell_w)
                 store(t, 0, count)
-                for part in range(phases):
+                for part in range(g.stride_h * g.stride_w):
                     row, column = first + part // g.stride_w, phase + part % g.stride_w
                     store(t, 1, slab + (row * step + column * lanes) * size)
-                    block = ((tap * phases + part) * g.part + c) // lanes
+                    block = ((tap + part) * g.part + c) // lanes  # there are several taps, or phases, or neither
                     store(t, 4, v + (done * lanes + block * g.v_block) * size)
                     transform(g.transform_input, tiles, kind)
                 done += count
@@ -195,7 +186,7 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
         f += count
         first, height = load(rows_of_tiles, 3 * i + 1), load(rows_of_tiles, 3 * i + 2)
         width = min(count * g.cell_w, g.out_width - j * g.cell_w)
-        plane = shift(pointer(g.plane_table, table), PLANE * n)
+        plane = shift(pointer(g.plane_table, table), g.plane_numbers * n)
         image, depth = load(plane, 0), load(plane, 1)
         y = image * g.out_n + depth * g.out_d + first * g.out_h + j * g.cell_w * g.out_w
         store(t, 6, out_h if in_place else width * lanes)
@@ -258,7 +249,7 @@ def output_pieces(g, table, steps, start, end, channel, channels):
     first = load(pointer(g.rows_of_tiles, table), 3 * i + 1)
     rows = -(-(end - start + j) // (g.cell_columns * g.dilation_h)) * g.tile_h * g.dilation_h
     rows = min(g.out_height - first, rows)
-    plane = shift(pointer(g.plane_table, table), PLANE * n)
+    plane = shift(pointer(g.plane_table, table), g.plane_numbers * n)
     y = load(plane, 0) * g.out_n + load(plane, 1) * g.out_d + first * g.out_h
     place = g.out + (y + channel * g.out_c) * g.itemsize
     length, lines = rows * g.out_h, steps * (LINE_BYTES // g.itemsize) // 2
@@ -269,7 +260,7 @@ def output_pieces(g, table, steps, start, end, channel, channels):
 
 @jit(inline=True)
 def aim_at_input(g, table, far, steps, start, end, group, part, parts):
-    """Let the next products prefetch the input of the cells ``start`` to ``end``: one of ``parts`` of its channels.
+    """Let the next products prefetch the images under the cells ``start`` to ``end``: one of ``parts`` of the channels.
 
     Where x lies in memory: 2 to 3% less time for 64 channels of 224x224 and 16 images of 56x56 on Zen 3, and 1% more
     where it was in the caches.
@@ -278,9 +269,7 @@ def aim_at_input(g, table, far, steps, start, end, group, part, parts):
     rows = -(-(end - start + j) // g.cell_columns) * g.stride_h * g.tile_h * g.dilation_h
     h = max(0, load(pointer(g.source_h, table), load(pointer(g.rows_of_tiles, table), 3 * i) + g.overlap_h))
     c = g.group_inputs * part // parts
-    plane = shift(pointer(g.plane_table, table), PLANE * n)  # only the last slice that it sees is new
-    d = load(pointer(g.source_d, table), load(plane, 2) + max(0, load(plane, 4) - 1) * g.dilation_d)
-    place = g.x + (load(plane, 0) * g.x_n + d * g.x_d + h * g.x_h + (group * g.group_inputs + c) * g.x_c) * g.itemsize
+    place = g.x + (n * g.x_n + h * g.x_h + (group * g.group_inputs + c) * g.x_c) * g.itemsize
     aim(far, place, g.group_inputs * (part + 1) // parts - c, rows * g.x_h, g.x_c, steps, g.itemsize)
 
 
@@ -288,9 +277,17 @@ def aim_at_input(g, table, far, steps, start, end, group, part, parts):
 def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first, tap_end):
     """M of ``count`` tiles for the tile columns ``k`` to ``k_end`` of a part from ``k_first`` to ``k_last``."""
     lanes, size, weights = vector_lanes(kind), g.itemsize, pointer(g.weights, kind)
-    phases = g.stride_h * g.stride_w
-    begin, whole = tap_first * phases * g.part, (tap_end - tap_first) * phases * g.part
-    width, steps = 2 * lanes, pass_length(whole, lanes)
+    begin, whole = tap_first * g.part, (tap_end - tap_first) * g.stride_h * g.stride_w * g.part
+    width, steps = g.width, pass_length(whole, lanes)
+    if g.few:
+        list_lines(g, table, far, whole, start, end, group)
+        a = pointer(v + begin // lanes * g.v_block * size, kind)
+        b, panel = panel_at(g, group, 0, 0, width) + begin * width, panel_at(g, 0, 0, 1, width)
+        multiply_few(
+            g.products, count, whole, a, g.v_block, g.v_xi, shift(weights, b), panel, pointer(m, kind), g.m_block,
+            g.m_xi, width == lanes, 0, far, kind,
+        )  # fmt: skip
+        return
     total = g.planes * g.tile_rows * g.cell_columns
     if g.fetch_input != 0 and g.x_w == 1 and end < total:
         done, parts = (k - k_first) // g.k_group, -(-(k_last - k_first) // g.k_group)
@@ -311,42 +308,25 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
             after = panel_at(g, group, k, xi + 1, width)
             if xi + 1 == g.products:
                 after = panel_at(g, group, k_end % g.k_blocks, 0, width)
-        runs, depth, apart = 1, whole, 0
+        runs, depth = 1, whole
         if g.lacking != 0:  # phases whose last tap is none are zero at infinity
-            runs, depth, apart = present(g, xi, tap_end - tap_first)
+            down = 1 if xi // g.points_w == g.points_h - 1 else g.stride_h
+            last = xi % g.points_w == g.points_w - 1
+            runs, depth = (down, g.part) if last else (1, down * g.stride_w * g.part)
         for run in range(runs):
-            skipped = begin + run * apart
+            skipped = begin + run * g.stride_w * g.part
             a = pointer(v + (xi * g.v_xi + skipped // lanes * g.v_block) * size, kind)
-            ahead = shift(weights, after + begin * width) if run + 1 == runs else shift(b, (skipped + apart) * width)
+            ahead = shift(b, (skipped + g.stride_w * g.part) * width)
+            if run + 1 == runs:
+                ahead = shift(weights, after + begin * width)
             multiply_panel(count, depth, a, g.v_block, shift(b, skipped * width), c, g.m_block, run, ahead, far, kind)
 
 
 @jit(inline=True)
-def present(g, xi, taps):
-    """What of the channels of all phases, under so many taps of a volume, has a product at ξ: pieces, the length of
-    each, how far one is from the next."""
-    last_row, last_column = xi // g.points_w == g.points_h - 1, xi % g.points_w == g.points_w - 1
-    down, phases = 1 if last_row else g.stride_h, g.stride_h * g.stride_w
-    across = 1 if last_column else g.stride_w
-    if down * across == phases:
-        return 1, taps * phases * g.part, 0
-    if down == g.stride_h:
-        return taps * down, g.part, g.stride_w * g.part
-    return taps, across * g.part, phases * g.part
-
-
-@jit(inline=True)
-def clear(g, kind, m):
-    """M of cells whose windows hold padding alone."""
-    for xi in range(g.products):
-        zero(pointer(m + xi * g.m_xi * g.itemsize, kind), g.k_group * 2 * g.m_block)
-
-
-@jit(inline=True)
-def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end):
+def multiply_once(g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end):
     """M of one tile column of outputs, whose U is made for ``chunk`` input channels at a time and used at once."""
     lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, table)
-    width, w = 2 * lanes, pointer(g.weights, kind)
+    width, w = g.width, pointer(g.weights, kind)
     gathered = u + g.products * g.u_xi * size
     outputs = min(width, g.group_outputs - k * width)
     store(t, 2, g.taps * lanes)
@@ -366,6 +346,14 @@ def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_firs
         if tap == tap_first and c + channels < g.group_inputs:  # ask for the next chunk, an output channel a product
             place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
             aim(far, place, outputs, channels * g.depth // g.part * g.taps, g.w_k, channels, size)
+        if g.few:
+            list_lines(g, table, far, channels, start, end, group)
+            a = pointer(v + (tap * g.part + c) // lanes * g.v_block * size, kind)
+            multiply_few(
+                g.products, count, channels, a, g.v_block, g.v_xi, pointer(u, kind), g.u_xi, pointer(m, kind),
+                g.m_block, g.m_xi, width == lanes, number, far, kind,
+            )  # fmt: skip
+            continue
         for xi in range(g.products):
             a = pointer(v + (xi * g.v_xi + (tap * g.part + c) // lanes * g.v_block) * size, kind)
             b, to = pointer(u + xi * g.u_xi * size, kind), pointer(m + xi * g.m_xi * size, kind)
@@ -376,8 +364,7 @@ def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_firs
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
     g = Layout(*unpack(table, FIELDS))
-    lanes = vector_lanes(kind)
-    width = 2 * lanes
+    width, lanes = g.width, vector_lanes(kind)
     slab = g.scratch + t * g.thread_bytes
     v = slab + g.slab_bytes
     m = v + g.v_bytes
@@ -388,21 +375,23 @@ def forward_range(t, threads, table, chunk, kind):
     u = tiles + g.integers_bytes
     far, runs = pointer(tiles + 32 * 8, table), pointer(tiles + 64 * 8, table)
     total = g.planes * g.tile_rows * g.cell_columns
+    units = -(-total // g.unit)
     items = g.blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
         rest, part = item // g.k_parts, item % g.k_parts
         block, group = rest // g.groups, rest % g.groups
-        start, end = total * block // g.blocks, total * (block + 1) // g.blocks
-        tap_first, tap_end = taps_inside(g, table, start, end)
+        start, end = units * block // g.blocks * g.unit, min(total, units * (block + 1) // g.blocks * g.unit)
+        taps = shift(pointer(g.plane_table, table), g.planes * g.plane_numbers + 2 * block)
+        tap_first, tap_end = load(taps, 0), load(taps, 1)
         count = transform_block(g, kind, table, tiles, slab, v, start, end, group, tap_first, tap_end)
         k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
         for k in range(k_first, k_last, g.k_group):
             k_end = min(k_last, k + g.k_group)
             aim(far, slab, 0, 0, 0, 1, 1)
-            if tap_first >= tap_end:
-                clear(g, kind, m)
-            elif g.chunk != 0:
-                multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end)
+            if g.chunk != 0:
+                multiply_once(
+                    g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end
+                )  # fmt: skip
             else:
                 multiply_packed(
                     g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first, tap_end

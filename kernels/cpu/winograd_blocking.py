@@ -83,6 +83,8 @@ class Plan:
     chunk: int  # input channels whose U is made at once, just before its use; 0: U is packed
     u_xi: int
     u_group: int  # tile columns whose U of one ξ are neighbours: the k_group of one thread
+    width: int  # elements of a row of U: a tile column, or a vector where that holds all outputs of a group
+    few: bool  # groups with one tile column of outputs: products without the calls and the prefetching of large ones
     depth: int  # of the products: input channels, of all phases of a stride and all slices under a volume's taps
     part: int  # channels from one phase or slice to the next, whole vectors
     slab_columns: int
@@ -109,6 +111,7 @@ L2_V_BYTES = 768 << 10  # of V in L2, and no more than three quarters of it
 ONCE_BLOCKS = 1  # of tiles, a thread's; with 2, 5x5 kernels take a quarter longer
 ONCE_BYTES = 1 << 20  # of U, more than stays in L2 beside V
 CHUNK_BYTES = 600 << 10
+FEW_TILES = 32  # of groups with few outputs, in whole planes: whose input and output is one piece of memory
 V_BYTES = 6 << 20  # of V and M at most: with them a thread needs less than 16 MiB, where no single cell needs more
 M_BYTES = 8 << 20
 
@@ -133,7 +136,7 @@ def grid(f: Variant, c: Correlation) -> Grid:
 
 def parts(f: Variant, c: Correlation) -> int:
     """What V and U hold of the input channels: each phase of a stride, under each tap of a volume's kernel."""
-    return f.parts * c.axes[0].kernel
+    return f.parts * max(1, c.axes[0].kernel)  # zeros for none, as in phases of a stride that no tap reaches
 
 
 @lru_cache(maxsize=256)
@@ -149,11 +152,18 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     channels, depth = held * round_up(c.group_inputs, line), held * part
     most, group, k_parts = _block(f, c, itemsize, cells_of.tiles, cells_of.strip * phases, threads)
     blocks, images = _blocks(c, cells_of, max(1, most // phases))
+    # whether blocks are whole planes must not depend on the CPU, whether U has narrow rows may
+    few = f.parts == 1 and c.group_outputs <= (widest if c.groups > 1 else widest // TILE_VECTORS)
+    narrow, plane = f.parts == 1 and c.group_outputs <= lanes, total // max(1, cells_of.planes)
+    unit = plane if few and plane * phases <= FEW_TILES else 1
+    if unit > 1:
+        blocks = -(-cells_of.planes // max(1, FEW_TILES // (plane * phases)))
     if k_parts == 1 and blocks * c.groups < 16 * threads:
-        blocks = min(total, round_up(blocks, threads))
-    cells = -(-total // blocks)
+        blocks = min(total // unit, round_up(blocks, threads))
+    cells = -(-total // (blocks * unit)) * unit
     tiles = cells * phases  # a dilation beyond the width has fewer
     u_group = min(group * (widest // width), k_blocks)
+    width = lanes if narrow else width
     packed = f.products * c.groups * (k_blocks * depth * width + -(-k_blocks // u_group) * line)
     chunk = 0
     transformed = f.products * c.out_channels * held * c.group_inputs  # on every CPU: workspaces do not ask
@@ -162,20 +172,23 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         chunk, u_group, packed = min(round_up(c.group_inputs, lanes), longest), 1, 0
     k_group, u_xi = min(u_group, -(-k_blocks // k_parts)), chunk * width + line
     v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
-    v_xi, m_xi = channels // lanes * v_block + line, k_group * TILE_VECTORS * m_block + line
+    v_xi, m_xi = channels // lanes * v_block + line, k_group * width // lanes * m_block + line
     elements = cells_of.tiles * f.outputs * (c.in_channels + c.out_channels)  # of input and output, about
+    flat = cells_of.planes == c.batch and c.axes[0].kernel == 1
     slab_columns, slab, rows, turned = cells_of.buffers(f, cells, lanes)
     return Plan(
         cells_of,
         images,
         blocks,
-        1,
+        unit,
         k_parts,
         k_group,
         k_blocks,
         chunk,
         u_xi,
         u_group,
+        width,
+        few and k_blocks == 1,
         depth,
         part,
         slab_columns,
@@ -183,7 +196,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         v_xi,
         m_block,
         m_xi,
-        caches().l2 < SMALL_L2 and itemsize * (elements + packed) > caches().l3,
+        flat and caches().l2 < SMALL_L2 and itemsize * (elements + packed) > caches().l3,
         (
             aligned(slab * itemsize),
             aligned((f.products * v_xi + MAX_TILE_ROWS * lanes) * itemsize),

@@ -51,8 +51,8 @@ class Layout(NamedTuple):
     vectors_bytes: int
     integers_bytes: int
     planes: int  # of the outputs
-    plane_table: int  # for each its image, its depth, its place in source_d, its first tap outside padding, the end
-    source_d: int
+    plane_table: int  # see ``_planes``
+    plane_numbers: int  # of a plane there
     source_h: int
     rows_of_tiles: int  # for each its place in source_h, its first output row, and how many it has
     segments: int
@@ -62,7 +62,6 @@ class Layout(NamedTuple):
     transform_weights: int
     tile_h: int  # outputs of a tile
     tile_w: int
-    dilation_d: int
     dilation_h: int
     dilation_w: int
     cell_w: int  # output columns of a cell
@@ -102,6 +101,8 @@ class Layout(NamedTuple):
     tap_step: int
     together: int
     u_group: int
+    width: int
+    few: int  # whether ``winograd_few`` multiplies
     slab_columns: int
     v_block: int
     v_xi: int
@@ -122,22 +123,23 @@ def _padded(source: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-PLANE = 5  # numbers of a plane
-
-
-def _planes(c: Correlation, images: int) -> np.ndarray:
-    """The table of the outputs' planes: those of one depth, of ``images`` images at a time, follow each other."""
-    deep, taps = c.axes[0], []
-    for d in range(deep.out):
-        inside = [t for t in range(deep.kernel) if deep.source[d * deep.stride + t * deep.dilation] >= 0]
-        taps.append((inside[0], inside[-1] + 1) if inside else (deep.kernel, 0))
-    rows = [
-        (n, d, d * deep.stride, *taps[d])
-        for first in range(0, c.batch, images)
-        for d in range(deep.out)
-        for n in range(first, min(first + images, c.batch))
-    ]
-    return np.array(rows, np.int64).reshape(-1, PLANE)
+def _planes(c: Correlation, p: Plan) -> np.ndarray:
+    """The planes of the outputs, those of one depth, of some images at a time, after one another; for each its image,
+    its depth and the slice of the input under each tap along the depth (-1: zeros). Behind them for each block of cells
+    the first of these taps that sees more than zeros, and one past the last (of none the first)."""
+    deep, rows = c.axes[0], []
+    places = np.arange(deep.out)[:, None] * deep.stride + np.arange(deep.kernel) * deep.dilation
+    slices = deep.source[places].tolist() if deep.kernel else [[-1]] * deep.out
+    for first in range(0, c.batch, p.images):
+        images = range(first, min(first + p.images, c.batch))
+        rows += [(n, d, *slices[d]) for d in range(deep.out) for n in images]
+    inside = [[t for t, source in enumerate(under) if source >= 0] or [0] for under in slices]
+    cells, taps, units = p.grid.tile_rows * p.grid.cell_columns, [], -(-p.grid.total // p.unit)
+    for b in range(p.blocks if rows else 0):
+        start, end = (units * i // p.blocks * p.unit for i in (b, b + 1))
+        depths = {row[1] for row in rows[start // cells : -(-end // cells)]}
+        taps += [min(inside[d][0] for d in depths), 1 + max(inside[d][-1] for d in depths)]
+    return np.array([n for row in rows for n in row] + taps, np.int64)
 
 
 def _rows_of_tiles(f: Variant, height: Axis) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +175,7 @@ def fixed(
     """The same for a plan."""
     dtype, variant = np.dtype(f"f{itemsize}"), VARIANTS.index(f)
     deep, height, width = c.axes
-    planes = _planes(c, p.images)
+    planes = _planes(c, p)
     source_h, rows = _rows_of_tiles(f, height)
     stride_h, stride_w = f.strides
     g = p.grid
@@ -181,16 +183,17 @@ def fixed(
     segments, segment_count = progressions(_padded(width.source, stride_w * g.cell_columns * g.cell_w + overlap))
     numbers = (
         p.thread_bytes, *p.scratch[:7],
-        len(planes), address(planes), address(deep.source), address(source_h), address(rows),
-        address(segments), segment_count,
+        g.planes, address(planes), 2 + max(1, deep.kernel),
+        address(source_h), address(rows), address(segments), segment_count,
         compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
         compiled(weight_tiles, dtype, variant),
-        f.rows[0], f.columns[0], deep.dilation, g.dilation_h, g.dilation_w, g.cell_w, *f.strides,
+        f.rows[0], f.columns[0], g.dilation_h, g.dilation_w, g.cell_w, *f.strides,
         f.stride > 1 and not f.even, p.part, p.depth,
         *f.points, stride_h * (f.rows[1] - 1), overlap, f.products, f.taps,
         c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         g.tile_rows, g.cell_columns, g.strip, p.blocks, p.unit,
         p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, *(taps or (0,) * len(Taps._fields)), p.u_group,
+        p.width, int(p.few),
         p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, configuration, itemsize,
     )  # fmt: skip
-    return numbers, (planes, deep.source, source_h, rows, segments)
+    return numbers, (planes, source_h, rows, segments)

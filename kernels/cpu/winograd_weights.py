@@ -129,6 +129,7 @@ class Weights(NamedTuple):
     products: int
     k_blocks: int
     u_group: int
+    width: int
     transform: int  # address of code
     itemsize: int
 
@@ -144,16 +145,17 @@ def pack_range(t, threads, table, chunk, kind):
     """
     g = Weights(*unpack(table, _WEIGHT_FIELDS))
     lanes, size = vector_lanes(kind), g.itemsize
-    width, taps = 2 * lanes, g.rows * g.columns
+    width, taps = g.width, g.rows * g.columns
+    halves = width // lanes
     mine = g.gathered + t * g.gathered_bytes
     gathered = pointer(mine, kind)
     tiles = mine + PACK_CHANNELS * taps * lanes * size
     a = pointer(tiles, table)
     store(a, 2, taps * lanes)
     store(a, 5, width)
-    items = g.groups * g.k_blocks * 2
+    items = g.groups * g.k_blocks * halves
     for item in range(items * t // threads, items * (t + 1) // threads):
-        block, half = item // 2, item % 2
+        block, half = item // halves, item % halves
         group, first = block // g.k_blocks, block % g.k_blocks * width + half * lanes
         outputs = max(0, min(lanes, g.outputs - first))
         column = block % g.k_blocks
@@ -161,15 +163,14 @@ def pack_range(t, threads, table, chunk, kind):
         to = g.packed + (start + half * lanes) * size
         store(a, 6, panel_at(g, group, column, 1, width) - start)
         for part in range(g.kernel_d * g.stride_h * g.stride_w):
-            tap, phase = part // (g.stride_h * g.stride_w), part % (g.stride_h * g.stride_w)
             for c0 in range(0, g.part, PACK_CHANNELS):
                 count, inputs = min(PACK_CHANNELS, g.part - c0), max(0, min(PACK_CHANNELS, g.group_inputs - c0))
-                source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + c0 * g.w_c + tap * g.w_d)
+                source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + c0 * g.w_c)
                 if g.stride_w == 1:
-                    gather_taps(g, taps, lanes, source, gathered, outputs, inputs)
+                    gather_taps(g, taps, lanes, shift(source, part * g.w_d), gathered, outputs, inputs)
                     zero(shift(gathered, inputs * taps * lanes), (count - inputs) * taps * lanes)
                 else:
-                    gather_part(g, phase, lanes, source, gathered, outputs, count, inputs)
+                    gather_part(g, part, lanes, source, gathered, outputs, count, inputs)
                 store(a, 0, count)
                 store(a, 1, mine)
                 store(a, 4, to + (part * g.part + c0) * width * size)
@@ -182,13 +183,13 @@ THREAD_ELEMENTS = 1 << 14  # weights that pay for another thread
 @lru_cache(maxsize=256)
 def _bind(
     f: Variant, shape: tuple[int, ...], taps: Taps, dtype: np.dtype, gathered_bytes: int, k_blocks: int, u_group: int,
-    depth: int, part: int, threads: int,
+    width: int, depth: int, part: int, threads: int,
 ) -> Bound:  # fmt: skip
     """The packing of weights of this shape and with these strides."""
     taps = taps._replace(columns=f.columns[1])
     fields = (
         0, *shape[:4], depth, part, *f.kernel, *f.strides, f.rows[1], *taps, 0, 0, gathered_bytes,
-        f.products, k_blocks, u_group, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
+        f.products, k_blocks, u_group, width, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
     )  # fmt: skip
     places = tuple(Weights._fields.index(name) for name in ("w", "packed", "gathered"))
     return Bound(pack_range, KIND[dtype], threads, Weights._make(fields), places)
@@ -201,9 +202,11 @@ def pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, t
     held, nbytes = np.dtype(np.uint8), threads * p.gathered_bytes
     packed = scratch.take(p.packed, w.dtype) if scratch else aligned_empty(p.packed, w.dtype)
     gathered = scratch.take(nbytes, held) if scratch else aligned_empty(nbytes, held)
-    if packed.size:
+    if not w.size:
+        packed[...] = 0
+    elif packed.size:
         bound = _bind(
-            f, w.shape, strides(w), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, p.depth, p.part, threads
+            f, w.shape, strides(w), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, p.width, p.depth, p.part, threads
         )
         bound(address(w), address(packed), address(gathered))
     return packed

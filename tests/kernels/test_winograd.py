@@ -280,6 +280,19 @@ def test_channels_of_several_passes():
     check_row(row, p, rng=np.random.default_rng(0), threads=2)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("outputs", [3, 8, 16, 27])
+@pytest.mark.parametrize("size", [7, 15, 29])
+def test_groups_of_few_outputs(size, outputs, layout):
+    """Tiles one vector wide or not, blocks of several planes, of one, and of parts of one."""
+    row = next(r for r in F4X4 if r.device == "cpu")
+    fields = {"padding": 1, "groups": 3, "layout": layout, "bias_shape": (3 * outputs,), "activation": "relu"}
+    for n, threads in ((1, 1), (9, 2), (10, 3)):
+        shape = (n, 3 * 19, size, size - 1)
+        p = conv_problem("conv2d", 2, shape, (3 * outputs, 19, 3, 3), **fields)
+        check_row(row, p, rng=np.random.default_rng(n), threads=threads, empty=guarded)
+
+
 @pytest.mark.parametrize("row", F4X4, ids=lambda r: r.device)
 def test_padding_that_counts_down_to_the_first_column_ends_there(row):
     """The columns under the last tile beyond it are zeros, not what lies before x in memory."""
@@ -323,10 +336,27 @@ def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, monkeypatch):
         cached.cache_clear()
 
 
+def hold(variant, p, itemsize, threads):
+    """The stated workspace to what vectors of 64, 32 and 16 bytes use; whether weights are transformed there."""
+    stated, uses = winograd_blocking.Workspaces(variant).forward(p.geometry, itemsize, threads), set()
+    wanted, threads_used = correlation(p.geometry), correlation(p.geometry).useful_threads(threads)
+    for width in (128, 64, 32):
+        cut = winograd_blocking.plan(variant, wanted, itemsize, threads_used, width // itemsize, once=True)
+        packing = 0 if cut.chunk else cut.packed * itemsize + threads * cut.gathered_bytes
+        assert packing + threads_used * cut.thread_bytes <= stated, (p, itemsize, width)
+        uses.add(cut.chunk > 0)
+    return uses
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_the_stated_workspace_suffices_on_every_cpu(variant):
     """It is stated without asking for the length of vectors, which decides how many weights are packed."""
     kernel, uses = variant.kernel if variant.kernel[0] > 1 else variant.kernel[1:], set()
+    for k, groups, n, itemsize in product((3, 7, 15, 16, 24, 32), (1, 3), (1, 5, 40), (4, 8)):
+        size = (14, 14)[: len(kernel)]
+        shapes = (n, 9 * groups, *size), (k * groups, 9, *kernel)
+        p = conv_problem("conv", len(kernel), *shapes, groups=groups, padding=1, stride=variant.stride)
+        hold(variant, p, itemsize, 2)
     for k, itemsize, threads in product((33, 65, 147), (4, 8), (1, 2)):
         most = winograd_blocking.ONCE_BYTES // (variant.products * itemsize * k)  # input channels around that limit
         for c in range(most * 2 // 3, most + 4, 3):
@@ -334,11 +364,5 @@ def test_the_stated_workspace_suffices_on_every_cpu(variant):
             if variant.stride == 1:
                 pads["dilation"] = 1 + c % 3
             p = conv_problem("conv", len(kernel), *shapes, **pads)
-            stated = winograd_blocking.Workspaces(variant).forward(p.geometry, itemsize, threads)
-            wanted, threads_used = correlation(p.geometry), correlation(p.geometry).useful_threads(threads)
-            for width in (128, 64, 32):
-                cut = winograd_blocking.plan(variant, wanted, itemsize, threads_used, width // itemsize, once=True)
-                packing = 0 if cut.chunk else cut.packed * itemsize + threads * cut.gathered_bytes
-                assert packing + threads_used * cut.thread_bytes <= stated, (k, c, itemsize, width)
-                uses.add(cut.chunk > 0)
+            uses |= hold(variant, p, itemsize, threads)
     assert uses == ({False, True} if variant.stride == 1 else {False})
