@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .kernels.geometry import phases_as_channels
+from .kernels.geometry import ConvGeometry, phases_as_channels
 from .kernels.winograd_matrices import Variant, axis_tiles
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
@@ -110,11 +110,12 @@ COSTS: dict[str, dict[str, float]] = {
         "calls": 4e-08,
         "entered": 4.96e-09,
         "entered, spilled": 2.25e-09,
+        "launches": 1e-05,
         "left, spilled": 1.94e-10,
         "made": 1.31e-10,
         "moved": 3.3e-11,
-        "phase rows": 4.5e-08,
-        "phases": 1e-10,
+        "phase rows": 8e-08,
+        "phases": 5e-10,
         "prepared": 2.43e-10,
         "prepared call": 7.9e-05,
         "products": 9.2e-12,
@@ -374,9 +375,14 @@ def bfloat16_work(problem: ConvProblem) -> Work:
 def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     """Products of whole tiles, 14, 12, 8 or 4 a time; transforms, a vector of 16 channels at once; the transformed
     weights, which every block reads; threads share the tiles, or where those are few the output channels."""
+    g = problem.geometry
+    if problem.direction == "grad_input" and max(g.stride[-2:]) > 1:  # phase by phase, each with its weights
+        phases = math.prod(g.stride[-2:])
+        work = winograd_work(variant, replace(problem, geometry=_phase(g)), threads)
+        return {kind: amount * phases for kind, amount in work.items()} | {"launches": (phases - 1.0) * threads}
     s = _Sizes(problem)
     height, width = (1, *s.size)[-2:]
-    down, across = (1, *problem.geometry.dilation)[-2:]
+    down, across = (1, *g.dilation)[-2:]
     plane = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
     tiles = max(1, s.batch * plane)
     inputs, outputs = variant.parts * -(-s.inputs // 16), -(-s.outputs // 16)
@@ -417,6 +423,18 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
         "prepared, beyond": weights * beyond if kept else 0.0,
         "prepared call": threads if kept else 0.0,
     }
+
+
+def _phase(g: ConvGeometry) -> ConvGeometry:
+    """About what one phase of a transposed convolution's stride in rows and columns is, as one without."""
+    kept = g.rank - min(2, g.rank)
+    taps = tuple(k // s for k, s in zip(g.kernel_size[kept:], g.stride[kept:], strict=True))
+    size = tuple(-(-n // s) for n, s in zip(g.input_size[kept:], g.stride[kept:], strict=True))
+    pads = tuple(((r - 1) // 2, r // 2) for r in taps)
+    return replace(
+        g, input_size=g.input_size[:kept] + size, kernel_size=g.kernel_size[:kept] + taps,
+        stride=g.stride[:kept] + (1,) * len(taps), padding=g.padding[:kept] + pads, padding_mode="zeros",
+    )  # fmt: skip
 
 
 def winograd_phases_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
