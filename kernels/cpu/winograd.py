@@ -21,6 +21,12 @@ With stride 2 the input has 4 phases, every second row and column, each a convol
 phase has one tap less, its product at ∞ is zero and left out: F(2x2) of 3x3 kernels has 25 products for 36. Entering
 takes 4 times as long as for a stride of 1, so less than these 1.44 is gained: 1.1 to 1.3.
 
+A volume's depth has no tiles: an output plane sums over the slices under the depth's taps as it sums over channels, so
+they are ``parts`` of V, too (volumes with stride 2 have none). Slices of padding that no plane of a block needs are
+neither transformed nor multiplied. Each slice is transformed for every plane that sees it.
+
+    out[d] = sum over t of F(x[d * stride + t * dilation - pad], w[:, :, t])
+
 With weights that serve one call, U of a tile column is made chunk by chunk just before its products (``multiply_once``;
 when, and why, in ``winograd_blocking``).
 

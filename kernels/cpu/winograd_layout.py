@@ -125,7 +125,8 @@ def _planes(c: Correlation, p: Plan) -> np.ndarray:
     """The planes of the outputs, in the order of their cells; for each its image, its depth and the slice of the input
     under each tap along the depth (-1: zeros). Behind them for each block its first cell, the first of these taps that
     sees more than zeros, and one past the last (of none the first)."""
-    deep, rows, starts = c.axes[0], [], []
+    deep, starts = c.axes[0], []
+    rows: list[tuple[int, ...]] = []
     places = np.arange(deep.out)[:, None] * deep.stride + np.arange(deep.kernel) * deep.dilation
     slices = deep.source[places].tolist() if deep.kernel else [[-1]] * deep.out
     turns = p.turns or c.batch
