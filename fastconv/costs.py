@@ -368,24 +368,27 @@ def bfloat16_work(problem: ConvProblem) -> Work:
 
 def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     """Products of whole tiles, 14, 12, 8 or 4 a time; transforms, a vector of 16 channels at once; the transformed
-    weights, which every block reads; threads share the tiles, or where those are few the output channels."""
-    s = _Sizes(problem)
-    height, width = (1, *s.size)[-2:]
-    down, across = (1, *problem.geometry.dilation)[-2:]
+    weights, which every block reads; threads share the tiles, or where those are few the output channels. A volume is
+    its planes, with as many times the input channels as slices are under the kernel."""
+    s, g = _Sizes(problem), problem.geometry
+    depth, height, width = (1, 1, *s.size)[-3:]
+    down, across = (1, *g.dilation)[-2:]
     plane = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
-    tiles = max(1, s.batch * plane)
-    inputs, outputs = variant.parts * -(-s.inputs // 16), -(-s.outputs // 16)
+    tiles = max(1, s.batch * depth * plane)
+    slices = g.kernel_size[0] / (g.stride[0] if problem.direction == "grad_input" else 1) if g.rank > 2 else 1
+    channels = slices * s.inputs
+    inputs, outputs = variant.parts * slices * -(-s.inputs // 16), -(-s.outputs // 16)
     share_outputs = threads > 1 and tiles < 16 * threads and s.outputs >= 32 * threads
-    small = 28 * 36 * variant.parts * s.inputs * 4 <= 768 << 10
+    small = 28 * 36 * variant.parts * channels * 4 <= 768 << 10
     block = -(-(28 if small else 64) * 36 // variant.products)
     blocks = 1 if share_outputs else max(threads, -(-tiles // block))
     narrow = variant.parts == 1 and s.outputs <= 16  # tiles of one vector, half as many calls of them
     few = narrow or (variant.parts == 1 and s.groups > 1 and s.outputs <= 32)
     if few and 0 < plane <= FEW_TILES:
-        blocks = max(1, -(-s.batch // (FEW_TILES // plane)))
+        blocks = max(1, -(-s.batch * depth // (FEW_TILES // plane)))
     heights = _narrow_heights if narrow else _heights
     rows = blocks * heights(-(-tiles // blocks))
-    weights = variant.multiplications * s.inputs * s.outputs * s.groups
+    weights = variant.multiplications * channels * s.outputs * s.groups
     beyond = max(0.0, 1 - L2_BYTES / max(1, 4 * weights))
     spilled = max(0, math.isqrt(variant.products) - 6) if variant.rows[0] > 1 else 0
     sums = rows * variant.products * _up(s.outputs, 16 if narrow else 32) * s.groups
@@ -397,7 +400,7 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     )
     kept = not problem.prepared and not made
     return {
-        "products": sums / variant.products * variant.multiplications * s.inputs,
+        "products": sums / variant.products * variant.multiplications * channels,
         "sums": sums,
         "calls": blocks * variant.products * s.groups,  # of the tiles: few channels a group make them short
         "entered": entered * variant.stride,  # V of all phases goes through L3: twice the time on 128 channels of 56x56

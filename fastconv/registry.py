@@ -337,7 +337,7 @@ def _winograd_fields(variant: Variant) -> dict[str, Any]:
 def _winograd(variant: Variant) -> Iterator[Row]:
     """A variant of Winograd convolution."""
     m = "x".join(str(outputs) for outputs, taps in (variant.rows, variant.columns) if taps > 1)
-    allowed = "stride 1, any dilation" if variant.stride == 1 else f"stride {variant.stride}"
+    allowed = "stride 1, any dilation, volumes" if variant.stride == 1 else f"stride {variant.stride}"
     return _conv(
         f"winograd_{variant.name}",
         f"{variant.multiplications} products for {m} outputs of {math.prod(variant.kernel)} taps each; {allowed}",

@@ -52,7 +52,7 @@ def plan(f: Variant, c: Correlation, threads: int) -> Plan:
     slab_columns, slab, positions, turned = cells_of.buffers(f, cells, SIDE)
     return Plan(
         cells_of,
-        1,
+        0,
         blocks,
         unit,
         k_parts,

@@ -21,6 +21,12 @@ With stride 2 the input has 4 phases, every second row and column, each a convol
 phase has one tap less, its product at ∞ is zero and left out: F(2x2) of 3x3 kernels has 25 products for 36. Entering
 takes 4 times as long as for a stride of 1, so less than these 1.44 is gained: 1.1 to 1.3.
 
+A volume's depth has no tiles: an output plane sums over the slices under the depth's taps as it sums over channels, so
+they are ``parts`` of V, too (volumes with stride 2 have none). Slices of padding that no plane of a block needs are
+neither transformed nor multiplied. Each slice is transformed for every plane that sees it.
+
+    out[d] = sum over t of F(x[d * stride + t * dilation - pad], w[:, :, t])
+
 With weights that serve one call, U of a tile column is made chunk by chunk just before its products (``multiply_once``;
 when, and why, in ``winograd_blocking``).
 
@@ -336,9 +342,9 @@ def multiply_once(g, kind, table, tiles, v, m, u, far, count, start, end, group,
     store(t, 2, g.taps * lanes)
     store(t, 5, width)
     store(t, 6, g.u_xi)
-    taps = tap_end - tap_first
-    for number in range(-(-g.group_inputs // g.chunk) * taps):
-        tap, c = tap_first + number % taps, number // taps * g.chunk
+    chunks = -(-g.group_inputs // g.chunk)
+    for number in range((tap_end - tap_first) * chunks):
+        tap, c = tap_first + number // chunks, number % chunks * g.chunk
         channels = min(g.chunk, g.group_inputs - c)
         store(t, 0, channels)
         store(t, 1, gathered)
@@ -347,7 +353,7 @@ def multiply_once(g, kind, table, tiles, v, m, u, far, count, start, end, group,
             gather_taps(g, g.taps, lanes, source, pointer(gathered, kind), min(lanes, outputs - i), channels)
             store(t, 4, u + i * size)
             transform(g.transform_weights, tiles, kind)
-        if tap == tap_first and c + channels < g.group_inputs:  # ask for the next chunk, an output channel a product
+        if c + channels < g.group_inputs:  # ask for the next chunk, an output channel with each product
             place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
             aim(far, place, outputs, channels * g.depth // g.part * g.taps, g.w_k, channels, size)
         if g.few:
@@ -378,15 +384,12 @@ def forward_range(t, threads, table, chunk, kind):
     tiles = vectors + g.vectors_bytes
     u = tiles + g.integers_bytes
     far, runs = pointer(tiles + 32 * 8, table), pointer(tiles + 64 * 8, table)
-    total = g.planes * g.tile_rows * g.cell_columns
-    units = -(-total // g.unit)
     items = g.blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
         rest, part = item // g.k_parts, item % g.k_parts
         block, group = rest // g.groups, rest % g.groups
-        start, end = units * block // g.blocks * g.unit, min(total, units * (block + 1) // g.blocks * g.unit)
-        taps = shift(pointer(g.plane_table, table), g.planes * g.plane_numbers + 2 * block)
-        tap_first, tap_end = load(taps, 0), load(taps, 1)
+        numbers = shift(pointer(g.plane_table, table), g.planes * g.plane_numbers + 3 * block)
+        start, tap_first, tap_end, end = load(numbers, 0), load(numbers, 1), load(numbers, 2), load(numbers, 3)
         count = transform_block(g, kind, table, tiles, slab, v, start, end, group, tap_first, tap_end)
         k_first, k_last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
         for k in range(k_first, k_last, g.k_group):

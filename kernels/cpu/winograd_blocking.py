@@ -17,6 +17,7 @@ With plans U is faster (334 us and 450 for the first), even where it comes from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -52,6 +53,7 @@ class Grid(NamedTuple):
     strip: int
     phases: int  # tiles of a cell
     planes: int  # of the outputs: one of each image, or in volumes for each depth
+    plane: int  # cells
     total: int  # cells of all planes, 1 where there are none
     tiles: int
 
@@ -74,7 +76,7 @@ class Plan:
     """
 
     grid: Grid
-    images: int  # whose planes of one depth are neighbours
+    turns: int  # of images whose planes of one depth are a block; 0: blocks are equal, and cross planes
     blocks: int
     unit: int  # cells of which blocks are multiples
     k_parts: int
@@ -127,11 +129,11 @@ def grid(f: Variant, c: Correlation) -> Grid:
     dilation_h, dilation_w = dilation(f.rows, height), dilation(f.columns, across)
     tile_rows, cell_w = axis_tiles(f.rows, height.out, dilation_h), f.columns[0] * dilation_w
     columns = -(-across.out // cell_w)
-    planes = c.batch * deep.out
-    strip, total = even(columns, STRIP_TILES // dilation_w), max(1, planes * tile_rows * columns)
+    planes, plane = c.batch * deep.out, tile_rows * columns
+    strip, total = even(columns, STRIP_TILES // dilation_w), max(1, planes * plane)
     tiles = max(1, planes * tile_rows * axis_tiles(f.columns, across.out, dilation_w))
     phases = max(1, min(dilation_w, across.out))
-    return Grid(dilation_h, dilation_w, tile_rows, columns, cell_w, strip, phases, planes, total, tiles)
+    return Grid(dilation_h, dilation_w, tile_rows, columns, cell_w, strip, phases, planes, plane, total, tiles)
 
 
 def parts(f: Variant, c: Correlation) -> int:
@@ -151,16 +153,18 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     part = c.group_inputs if held == 1 else round_up(c.group_inputs, lanes)
     channels, depth = held * round_up(c.group_inputs, line), held * part
     most, group, k_parts = _block(f, c, itemsize, cells_of.tiles, cells_of.strip * phases, threads)
-    blocks, images = _blocks(c, cells_of, max(1, most // phases))
+    most = max(1, most // phases)
+    turns = _turns(c, cells_of, most, threads)
     # whether blocks are whole planes must not depend on the CPU, whether U has narrow rows may
     few = f.parts == 1 and c.group_outputs <= (widest if c.groups > 1 else widest // TILE_VECTORS)
-    narrow, plane = f.parts == 1 and c.group_outputs <= lanes, total // max(1, cells_of.planes)
-    unit = plane if few and plane * phases <= FEW_TILES else 1
-    if unit > 1:
-        blocks = -(-cells_of.planes // max(1, FEW_TILES // (plane * phases)))
-    if k_parts == 1 and blocks * c.groups < 16 * threads:
-        blocks = min(total // unit, round_up(blocks, threads))
-    cells = -(-total // (blocks * unit)) * unit
+    narrow = f.parts == 1 and c.group_outputs <= lanes
+    blocks, unit = turns * c.axes[0].out or -(-total // most), 1
+    if few and not turns and 0 < cells_of.plane * phases <= FEW_TILES:
+        unit = cells_of.plane
+        blocks = max(1, -(-cells_of.planes // (FEW_TILES // (unit * phases))))
+    if k_parts == 1 and blocks * c.groups < 16 * threads and not turns:
+        blocks = min(-(-total // unit), round_up(blocks, threads))
+    cells = -(-c.batch // turns) * cells_of.plane if turns else -(-total // (blocks * unit)) * unit
     tiles = cells * phases  # a dilation beyond the width has fewer
     u_group = min(group * (widest // width), k_blocks)
     width = lanes if narrow else width
@@ -178,7 +182,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     slab_columns, slab, rows, turned = cells_of.buffers(f, cells, lanes)
     return Plan(
         cells_of,
-        images,
+        turns,
         blocks,
         unit,
         k_parts,
@@ -212,16 +216,16 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     )
 
 
-def _blocks(c: Correlation, cells_of: Grid, most: int) -> tuple[int, int]:
-    """Blocks of at most so many cells, and how many images' planes of one depth are neighbours.
+def _turns(c: Correlation, cells_of: Grid, most: int, threads: int) -> int:
+    """How many turns of images to take, whose planes of one depth are a block of at most so many cells; or 0.
 
     Where padding reaches over whole slices, a block of one depth leaves them out.
     """
-    deep, plane = c.axes[0], cells_of.tile_rows * cells_of.cell_columns
-    if deep.out < 2 or c.batch < 2 or plane > most // 2:
-        return -(-cells_of.total // most), 1
-    turns = max(1, -(-c.batch * plane // most))
-    return deep.out * turns, -(-c.batch // turns)
+    depths, images = c.axes[0].out, most // max(1, cells_of.plane)
+    if depths < 2 or min(images, c.batch) < 2:
+        return 0
+    turns = round_up(-(-c.batch // images), threads // math.gcd(threads, depths))
+    return turns if turns <= c.batch else 0
 
 
 def _block(f: Variant, c: Correlation, itemsize: int, total: int, strip: int, threads: int) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -123,22 +124,27 @@ def _padded(source: np.ndarray, size: int) -> np.ndarray:
 
 
 def _planes(c: Correlation, p: Plan) -> np.ndarray:
-    """The planes of the outputs, those of one depth, of some images at a time, after one another; for each its image,
-    its depth and the slice of the input under each tap along the depth (-1: zeros). Behind them for each block of cells
-    the first of these taps that sees more than zeros, and one past the last (of none the first)."""
-    deep, rows = c.axes[0], []
+    """The planes of the outputs, in the order of their cells; for each its image, its depth and the slice of the input
+    under each tap along the depth (-1: zeros). Behind them for each block its first cell, the first of these taps that
+    sees more than zeros, and one past the last (of none the first)."""
+    deep, starts = c.axes[0], []
+    rows: list[tuple[int, ...]] = []
     places = np.arange(deep.out)[:, None] * deep.stride + np.arange(deep.kernel) * deep.dilation
     slices = deep.source[places].tolist() if deep.kernel else [[-1]] * deep.out
-    for first in range(0, c.batch, p.images):
-        images = range(first, min(first + p.images, c.batch))
-        rows += [(n, d, *slices[d]) for d in range(deep.out) for n in images]
+    turns = p.turns or c.batch
+    for turn in range(turns):
+        images = range(c.batch * turn // turns, c.batch * (turn + 1) // turns)
+        for d, under in enumerate(slices):
+            starts.append(len(rows) * p.grid.plane)
+            rows += [(n, d, *under) for n in images]
+    if not p.turns:
+        starts = [-(-p.grid.total // p.unit) * b // p.blocks * p.unit for b in range(p.blocks)]
     inside = [[t for t, source in enumerate(under) if source >= 0] or [0] for under in slices]
-    cells, taps, units = p.grid.tile_rows * p.grid.cell_columns, [], -(-p.grid.total // p.unit)
-    for b in range(p.blocks if rows else 0):
-        start, end = (units * i // p.blocks * p.unit for i in (b, b + 1))
-        depths = {row[1] for row in rows[start // cells : -(-end // cells)]}
-        taps += [min(inside[d][0] for d in depths), 1 + max(inside[d][-1] for d in depths)]
-    return np.array([n for row in rows for n in row] + taps, np.int64)
+    blocks = []
+    for start, end in pairwise([*starts, p.grid.total] if rows else []):
+        depths = {row[1] for row in rows[start // p.grid.plane : -(-end // p.grid.plane)]}
+        blocks += [start, min(inside[d][0] for d in depths), 1 + max(inside[d][-1] for d in depths)]
+    return np.array([n for row in rows for n in row] + [*blocks, p.grid.total], np.int64)
 
 
 def _rows_of_tiles(f: Variant, height: Axis) -> tuple[np.ndarray, np.ndarray]:

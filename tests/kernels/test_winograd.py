@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastconv.kernels import reference
-from fastconv.kernels.cpu import winograd, winograd_blocking
+from fastconv.kernels.cpu import winograd, winograd_blocking, winograd_layout
 from fastconv.kernels.cpu.amx import AMX
 from fastconv.kernels.cpu.blocking import correlation
 from fastconv.kernels.cpu.bound import bind
@@ -186,7 +186,9 @@ def test_what_it_does_not_compute(row):
     assert "kernels" in row.refuses(
         conv_problem("conv", rank, (1, 4, *(9,) * rank), (4, 4, *(7,) * rank), stride=stride)
     )
-    assert "not three" in row.refuses(conv_problem("conv3d", 3, (1, 4, 9, 9, 9), (4, 4, 3, 3, 3)))
+    volume = row.refuses(volume_problem(row, 3)) or ""
+    assert ("volumes" in volume) == (row.device == "cuda" or row.precision == "emulated")
+    assert ("one slice" in volume) == (stride > 1)
     assert row.refuses(problem(row, size=6, groups=1, padding_mode="circular")) is None
 
 
@@ -236,6 +238,61 @@ def test_dilations(row, dilation):
         p = replace(p, dtype=dtype, direction=row.direction)
         check_row(row, p, rng=np.random.default_rng(0), threads=3, empty=guarded)
         check_row(row, p, rng=np.random.default_rng(1), integers=True)
+
+
+def volume_problem(row, slices, n=1, c=20, k=37, groups=1, size=(5, 9, 10), stride=1, **parameters):
+    v = variant(row)
+    fields = {"padding": 1, "device": row.device, "direction": row.direction, **parameters}
+    shapes = (n, c, *size), (k, c // groups, slices, *v.kernel)
+    return conv_problem("conv3d", 3, *shapes, stride=(stride, *v.strides), groups=groups, **fields)
+
+
+VOLUMES = {
+    "plain": {"slices": 3, "n": 2},
+    "parts of blocks": {"slices": 2, "n": 5, "size": (3, 9, 10), "k": 70, "padding": (2, 1, 2), "residual_shape": True},
+    "apart": {"slices": 3, "stride": 2, "dilation": (2, 1, 1), "padding": (3, 1, 1), "groups": 2, "k": 38, "n": 2},
+    "taps without slices, slices without taps": {
+        "slices": 2,
+        "stride": 4,
+        "padding": (9, 1, 1),
+        "bias_shape": (37,),
+        "activation": "relu",
+    },
+    "reflect": {"slices": 5, "padding": (3, 2, 1), "padding_mode": "reflect", "layout": "channels_last"},
+    "one slice": {"slices": 1, "stride": 2, "n": 3, "layout": "channels_last"},
+}
+
+
+@pytest.mark.parametrize("volume", VOLUMES)
+@pytest.mark.parametrize("row", [r for r in CPU if r.precision == "ieee"], ids=lambda r: r.name)
+def test_volumes(row, volume):
+    fields = dict(VOLUMES[volume])
+    if variant(row).stride > 1:
+        fields["slices"], fields["padding"] = 1, (2, 2, 1)
+    p = volume_problem(row, **fields)
+    check_row(row, p, rng=np.random.default_rng(0), threads=2, empty=guarded)
+    check_row(row, replace(p, dtype="float64"), rng=np.random.default_rng(1), integers=True)
+
+
+def test_volumes_give_the_bits_of_any_number_of_threads():
+    row = next(r for r in F4X4 if r.device == "cpu")
+    p = volume_problem(row, 3, n=3, size=(6, 13, 14))
+    x, w = (a.astype(np.float32) for a in draws(p))
+    expected = run(row, p, x, w)
+    assert all(np.array_equal(run(row, p, x, w, threads=threads), expected) for threads in (2, 5))
+
+
+def test_slices_of_padding_are_left_out():
+    """Blocks of one depth, of two or three images, need two slices each: what another tap sees is zeros."""
+    shapes = (8, 64, 2, 14, 7), (64, 64, 3, 3, 3)
+    c, f = correlation(conv_problem("conv3d", 3, *shapes, padding=1).geometry), BY_NAME["f4x4_3x3"]
+    cut = winograd_blocking.plan(f, c, 4, 2, 32)
+    table = winograd_layout._planes(c, cut).tolist()
+    rows, blocks = table[: 16 * 5], table[16 * 5 :]
+    assert (cut.turns, cut.blocks, cut.grid.plane) == (3, 6, 8)
+    assert rows[:10] == [0, 0, -1, 0, 1, 1, 0, -1, 0, 1]
+    assert rows[10:20] == [0, 1, 0, 1, -1, 1, 1, 0, 1, -1]
+    assert blocks == [0, 1, 3, 16, 0, 2, 32, 1, 3, 56, 0, 2, 80, 1, 3, 104, 0, 2, 128]
 
 
 def test_a_dilation_beyond_the_width_needs_no_more_memory():
@@ -305,8 +362,8 @@ def test_padding_that_counts_down_to_the_first_column_ends_there(row):
 
 
 @pytest.mark.parametrize("name", ["winograd_f2x2_3x3", "winograd_f4x4_3x3", "winograd_f2x2_5x5", "winograd_f4_3"])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, monkeypatch):
+@pytest.mark.parametrize(("groups", "slices"), [(1, 0), (2, 0), (2, 3)])
+def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, slices, monkeypatch):
     """Each block transforms them as it needs them; at guard pages, in every order of memory."""
     monkeypatch.setattr(winograd_blocking, "ONCE_BYTES", 0)
     variant = BY_NAME[name.removeprefix("winograd_")]
@@ -315,8 +372,10 @@ def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, monkeypatch):
     for cached in planning:
         cached.cache_clear()
     row = next(r for r in FORWARD if r.device == "cpu" and r.algorithm == name)
-    kernel = variant.kernel if variant.kernel[0] > 1 else variant.kernel[1:]
-    shapes = (1, 53 * groups, *(10, 14)[: len(kernel)]), (43 * groups, 53, *kernel)
+    kernel = variant.kernel if variant.kernel[0] > 1 or slices else variant.kernel[1:]
+    size = (10, 14)[: len(kernel)]
+    kernel, size = ((slices, *kernel), (2, 4, 5)) if slices else (kernel, size)
+    shapes = (1, 53 * groups, *size), (43 * groups, 53, *kernel)
     p = conv_problem("conv", len(kernel), *shapes, padding=1, groups=groups)
     x, w = (a.astype(np.float32) for a in draws(p))
     g = p.geometry
@@ -350,18 +409,21 @@ def hold(variant, p, itemsize, threads):
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_the_stated_workspace_suffices_on_every_cpu(variant):
     """It is stated without asking for the length of vectors, which decides how many weights are packed."""
-    kernel, uses = variant.kernel if variant.kernel[0] > 1 else variant.kernel[1:], set()
+    uses = set()
     for k, groups, n, itemsize in product((3, 7, 15, 16, 24, 32), (1, 3), (1, 5, 40), (4, 8)):
-        size = (14, 14)[: len(kernel)]
+        size, kernel = ((14, 14), variant.kernel) if variant.kernel[0] > 1 else ((14,), variant.kernel[1:])
         shapes = (n, 9 * groups, *size), (k * groups, 9, *kernel)
         p = conv_problem("conv", len(kernel), *shapes, groups=groups, padding=1, stride=variant.stride)
         hold(variant, p, itemsize, 2)
     for k, itemsize, threads in product((33, 65, 147), (4, 8), (1, 2)):
         most = winograd_blocking.ONCE_BYTES // (variant.products * itemsize * k)  # input channels around that limit
         for c in range(most * 2 // 3, most + 4, 3):
-            shapes, pads = ((1, c, *(9, 9)[: len(kernel)]), (k, c, *kernel)), {"padding": 5, "stride": variant.stride}
+            size, kernel = ((9, 9), variant.kernel) if variant.kernel[0] > 1 else ((9,), variant.kernel[1:])
+            pads = {"padding": 5, "stride": variant.stride}
             if variant.stride == 1:
                 pads["dilation"] = 1 + c % 3
-            p = conv_problem("conv", len(kernel), *shapes, **pads)
+                if c % 2:
+                    size, kernel = (5, 9, 9), (2, *variant.kernel)
+            p = conv_problem("conv", len(kernel), (1, c, *size), (k, c, *kernel), **pads)
             uses |= hold(variant, p, itemsize, threads)
     assert uses == ({False, True} if variant.stride == 1 else {False})
