@@ -28,7 +28,7 @@ neither transformed nor multiplied. Each slice is transformed for every plane th
     out[d] = sum over t of F(x[d * stride + t * dilation - pad], w[:, :, t])
 
 With weights that serve one call, U of a tile column is made chunk by chunk just before its products (``multiply_once``;
-when, and why, in ``winograd_blocking``).
+when, and why, in ``winograd_blocking``). Groups of few outputs have products of their own (``winograd_few``).
 
 Lanes are channels throughout, so a transform is the same few additions on every lane. An output that is channels-last
 is written by its transform directly. Blocks are ranges of cells, not rectangles, so all threads get equal shares.

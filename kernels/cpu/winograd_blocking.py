@@ -154,16 +154,16 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     channels, depth = held * round_up(c.group_inputs, line), held * part
     most, group, k_parts = _block(f, c, itemsize, cells_of.tiles, cells_of.strip * phases, threads)
     most = max(1, most // phases)
+    turns = _turns(c, cells_of, most, threads)
     # whether blocks are whole planes must not depend on the CPU, whether U has narrow rows may
     few = f.parts == 1 and c.group_outputs <= (widest if c.groups > 1 else widest // TILE_VECTORS)
     narrow = f.parts == 1 and c.group_outputs <= lanes
-    unit = cells_of.plane if few and cells_of.plane * phases <= FEW_TILES else 1
-    turns = 0 if unit > 1 else _turns(c, cells_of, most, threads)
-    blocks = turns * c.axes[0].out or -(-total // most)
-    if unit > 1:
-        blocks = -(-cells_of.planes // max(1, FEW_TILES // (unit * phases)))
+    blocks, unit = turns * c.axes[0].out or -(-total // most), 1
+    if few and not turns and 0 < cells_of.plane * phases <= FEW_TILES:
+        unit = cells_of.plane
+        blocks = max(1, -(-cells_of.planes // (FEW_TILES // (unit * phases))))
     if k_parts == 1 and blocks * c.groups < 16 * threads and not turns:
-        blocks = min(total // unit, round_up(blocks, threads))
+        blocks = min(-(-total // unit), round_up(blocks, threads))
     cells = -(-c.batch // turns) * cells_of.plane if turns else -(-total // (blocks * unit)) * unit
     tiles = cells * phases  # a dilation beyond the width has fewer
     u_group = min(group * (widest // width), k_blocks)

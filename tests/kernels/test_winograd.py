@@ -465,9 +465,9 @@ def hold(variant, p, itemsize, threads):
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_the_stated_workspace_suffices_on_every_cpu(variant):
     """It is stated without asking for the length of vectors, which decides how many weights are packed."""
-    kernel, uses = variant.kernel if variant.kernel[0] > 1 else variant.kernel[1:], set()
+    uses = set()
     for k, groups, n, itemsize in product((3, 7, 15, 16, 24, 32), (1, 3), (1, 5, 40), (4, 8)):
-        size = (14, 14)[: len(kernel)]
+        size, kernel = ((14, 14), variant.kernel) if variant.kernel[0] > 1 else ((14,), variant.kernel[1:])
         shapes = (n, 9 * groups, *size), (k * groups, 9, *kernel)
         p = conv_problem("conv", len(kernel), *shapes, groups=groups, padding=1, stride=variant.stride)
         hold(variant, p, itemsize, 2)
