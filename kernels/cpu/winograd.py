@@ -18,8 +18,10 @@ The n² elements ξ of a transformed tile never meet each other, so the sum over
 
 With stride 2 the input has 4 phases, every second row and column, each a convolution of stride 1 by every second tap
 (``parts``); one more loop around the transform puts them into V one after another, as 4 times the channels. Where a
-phase has one tap less, its product at ∞ is zero and left out: F(2x2) of 3x3 kernels has 25 products for 36. Entering
-takes 4 times as long as for a stride of 1, so less than these 1.44 is gained: 1.1 to 1.3.
+phase has one tap less, its product at ∞ is zero and left out: F(2x2) of 3x3 kernels has 25 products for 36, of 4x4
+kernels, where no phase lacks one, F(2x2) 36 for 64 and F(4x4) 100 for 256. Entering takes 4 times as long as for a
+stride of 1, so less than that is gained: 1.1 to 1.3 and 1.3 to 1.9. Other strides: ``winograd_phases``. An input
+gradient of any stride is one correlation for each phase of its output, here where each has as many taps as F has.
 
 A volume's depth has no tiles: an output plane sums over the slices under the depth's taps as it sums over channels, so
 they are ``parts`` of V, too (volumes with stride 2 have none). Slices of padding that no plane of a block needs are
