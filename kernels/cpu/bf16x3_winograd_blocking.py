@@ -62,7 +62,6 @@ def plan(f: Variant, c: Correlation, threads: int) -> Plan:
         0,
         0,
         SIDE,
-        False,
         c.group_inputs,
         c.group_inputs,
         slab_columns,

@@ -87,10 +87,10 @@ def bind(
 ) -> Bound:  # fmt: skip
     """The correlation ``c`` (compared by identity) of arrays with these strides, in bytes.
 
-    ``kernel`` is compiled, or a plain function (c, x's strides in elements) that picks one.
+    ``kernel`` is compiled, or a plain function (c, itemsize, x's strides in elements) that picks one.
     """
     if isfunction(kernel):
-        kernel = kernel(c, _strides(x, dtype.itemsize)[1:])
+        kernel = kernel(c, dtype.itemsize, _strides(x, dtype.itemsize)[1:])
     threads = c.useful_threads(threads)
     fixed, kept = prepare(c, dtype.itemsize, threads)
     arrays = (_strides(strides, dtype.itemsize) for strides in (x, out, residual))

@@ -449,7 +449,7 @@ def channel_range(t, threads, table, chunk, kind):
                     q += height
 
 
-def by_layout(c: Correlation, strides: tuple[int, ...]) -> Any:
+def by_layout(c: Correlation, itemsize: int, strides: tuple[int, ...]) -> Any:
     """The kernel for an input with these strides. Each is compiled when it is first needed: 2.5 s."""
     _, x_c, _, _, x_w = strides
     return channel_range if x_c == 1 and x_w != 1 and c.group_inputs == 1 else pixel_range
@@ -541,7 +541,9 @@ def _own(w_strides: tuple[int, ...]) -> Prepare:
 
 def _unpacked(c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Prepare | None:
     """``_prepare`` for weights as they are, whose taps ``pixel_range`` puts in order; ``channel_range`` does not."""
-    by_pixel = by_layout(c, (0, x.strides[1] // x.itemsize, 0, 0, x.strides[-1] // x.itemsize)) is pixel_range
+    by_pixel = (
+        by_layout(c, x.itemsize, (0, x.strides[1] // x.itemsize, 0, 0, x.strides[-1] // x.itemsize)) is pixel_range
+    )
     return _own(tuple(stride // w.itemsize for stride in w.strides)) if by_pixel and c.taps else None
 
 

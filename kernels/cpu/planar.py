@@ -207,7 +207,7 @@ def forward_range(t, threads, table, chunk, kind):
                     p += wide
 
 
-def _kernel(c: Correlation, strides: tuple[int, ...]) -> Any:
+def _kernel(c: Correlation, itemsize: int, strides: tuple[int, ...]) -> Any:
     return phases_range if isinstance(c, Joined) else forward_range
 
 

@@ -54,6 +54,7 @@ become NaN.
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ from .panels import aim, multiply_panel, pass_length
 from .phases import EntryPoints, entry_points
 from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .tiles import TILE_ROWS
-from .winograd_blocking import plan
+from .winograd_blocking import few_outputs, plan
 from .winograd_few import list_lines, multiply_few
 from .winograd_layout import FIELDS, Layout, prepare
 from .winograd_transforms import transform
@@ -287,15 +288,6 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
     lanes, size, weights = vector_lanes(kind), g.itemsize, pointer(g.weights, kind)
     begin, whole = tap_first * g.part, (tap_end - tap_first) * g.stride_h * g.stride_w * g.part
     width, steps = g.width, pass_length(whole, lanes)
-    if g.few:
-        list_lines(g, table, far, whole, start, end, group)
-        a = pointer(v + begin // lanes * g.v_block * size, kind)
-        b, panel = panel_at(g, group, 0, 0, width) + begin * width, panel_at(g, 0, 0, 1, width)
-        multiply_few(
-            g.products, count, whole, a, g.v_block, g.v_xi, shift(weights, b), panel, pointer(m, kind), g.m_block,
-            g.m_xi, width == lanes, 0, far, kind,
-        )  # fmt: skip
-        return
     total = g.planes * g.tile_rows * g.cell_columns
     if g.fetch_input != 0 and g.x_w == 1 and end < total:
         done, parts = (k - k_first) // g.k_group, -(-(k_last - k_first) // g.k_group)
@@ -331,46 +323,66 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
 
 
 @jit(inline=True)
-def multiply_once(g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end):
-    """M of one tile column of outputs, whose U is made for ``chunk`` input channels at a time and used at once."""
-    lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, table)
-    width, w = g.width, pointer(g.weights, kind)
-    gathered = u + g.products * g.u_xi * size
-    outputs = min(width, g.group_outputs - k * width)
+def make_weights(g, kind, tiles, u, far, group, k, tap, c):
+    """U of a tile column of outputs for ``chunk`` input channels from ``c`` on; how many there are."""
+    lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, g.w_k)
+    width, w, gathered = g.width, pointer(g.weights, kind), u + g.products * g.u_xi * g.itemsize
+    outputs, channels = min(width, g.group_outputs - k * width), min(g.chunk, g.group_inputs - c)
+    store(t, 0, channels)
+    store(t, 1, gathered)
     store(t, 2, g.taps * lanes)
     store(t, 5, width)
     store(t, 6, g.u_xi)
-    chunks = -(-g.group_inputs // g.chunk)
+    for i in range(0, width, lanes):
+        source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c + tap * g.w_d)
+        gather_taps(g, g.taps, lanes, source, pointer(gathered, kind), min(lanes, outputs - i), channels)
+        store(t, 4, u + i * size)
+        transform(g.transform_weights, tiles, kind)
+    if c + channels < g.group_inputs:  # ask for the next chunk, an output channel with each product
+        place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
+        aim(far, place, outputs, channels * g.depth // g.part * g.taps, g.w_k, channels, size)
+    return channels
+
+
+@jit(inline=True)
+def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end):
+    """M of one tile column of outputs, whose U is made for ``chunk`` input channels at a time and used at once."""
+    lanes, size, chunks = vector_lanes(kind), g.itemsize, -(-g.group_inputs // g.chunk)
     for number in range((tap_end - tap_first) * chunks):
         tap, c = tap_first + number // chunks, number % chunks * g.chunk
-        channels = min(g.chunk, g.group_inputs - c)
-        store(t, 0, channels)
-        store(t, 1, gathered)
-        for i in range(0, width, lanes):
-            source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c + tap * g.w_d)
-            gather_taps(g, g.taps, lanes, source, pointer(gathered, kind), min(lanes, outputs - i), channels)
-            store(t, 4, u + i * size)
-            transform(g.transform_weights, tiles, kind)
-        if c + channels < g.group_inputs:  # ask for the next chunk, an output channel with each product
-            place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
-            aim(far, place, outputs, channels * g.depth // g.part * g.taps, g.w_k, channels, size)
-        if g.few:
-            list_lines(g, table, far, channels, start, end, group)
-            a = pointer(v + (tap * g.part + c) // lanes * g.v_block * size, kind)
-            multiply_few(
-                g.products, count, channels, a, g.v_block, g.v_xi, pointer(u, kind), g.u_xi, pointer(m, kind),
-                g.m_block, g.m_xi, width == lanes, number, far, kind,
-            )  # fmt: skip
-            continue
+        channels = make_weights(g, kind, tiles, u, far, group, k, tap, c)
         for xi in range(g.products):
             a = pointer(v + (xi * g.v_xi + (tap * g.part + c) // lanes * g.v_block) * size, kind)
             b, to = pointer(u + xi * g.u_xi * size, kind), pointer(m + xi * g.m_xi * size, kind)
             multiply_panel(count, channels, a, g.v_block, b, to, g.m_block, number, shift(b, g.u_xi), far, kind)
 
 
-@jit
-def forward_range(t, threads, table, chunk, kind):
-    """Share ``t`` of ``threads`` of a correlation."""
+@jit(inline=True)
+def few_packed(g, kind, table, v, m, far, count, start, end, group, tap_first, tap_end):
+    """``multiply_packed`` for groups with few outputs."""
+    begin, whole = tap_first * g.part, (tap_end - tap_first) * g.part
+    list_lines(g, table, far, whole, start, end, group)
+    a = pointer(v + begin // vector_lanes(kind) * g.v_block * g.itemsize, kind)
+    b = shift(pointer(g.weights, kind), panel_at(g, group, 0, 0, g.width) + begin * g.width)
+    multiply_few(g, whole, count, a, b, panel_at(g, 0, 0, 1, g.width), pointer(m, kind), 0, far, kind)
+
+
+@jit(inline=True)
+def few_once(g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end):
+    """``multiply_once`` for groups with few outputs."""
+    lanes, chunks = vector_lanes(kind), -(-g.group_inputs // g.chunk)
+    for number in range((tap_end - tap_first) * chunks):
+        tap, c = tap_first + number // chunks, number % chunks * g.chunk
+        channels = make_weights(g, kind, tiles, u, far, group, k, tap, c)
+        list_lines(g, table, far, channels, start, end, group)
+        a = pointer(v + (tap * g.part + c) // lanes * g.v_block * g.itemsize, kind)
+        multiply_few(g, channels, count, a, pointer(u, kind), g.u_xi, pointer(m, kind), number, far, kind)
+
+
+@jit(inline=True)
+def items_of_share(few, t, threads, table, kind):
+    """Share ``t`` of ``threads`` of a correlation; where ``few`` is None, products of groups with few outputs are not
+    compiled at all (Numba leaves branches on None out), else no others."""
     g = Layout(*unpack(table, FIELDS))
     width, lanes = g.width, vector_lanes(kind)
     slab = g.scratch + t * g.thread_bytes
@@ -393,19 +405,35 @@ def forward_range(t, threads, table, chunk, kind):
         for k in range(k_first, k_last, g.k_group):
             k_end = min(k_last, k + g.k_group)
             aim(far, slab, 0, 0, 0, 1, 1)
-            if g.chunk != 0:
-                multiply_once(
-                    g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end
-                )  # fmt: skip
+            if few is None:
+                if g.chunk != 0:
+                    multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end)
+                else:
+                    multiply_packed(
+                        g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first,
+                        tap_end,
+                    )  # fmt: skip
+            elif g.chunk != 0:
+                few_once(g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end)
             else:
-                multiply_packed(
-                    g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first, tap_end
-                )
+                few_packed(g, kind, table, v, m, far, count, start, end, group, tap_first, tap_end)
             first = group * g.group_outputs + k * width
             outputs = min((k_end - k) * width, g.group_outputs - k * width)
             for i in range(0, outputs, lanes):
                 source, channels = m + i // lanes * g.m_block * g.itemsize, min(lanes, outputs - i)
                 write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first + i, channels)
+
+
+@jit
+def forward_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads``."""
+    items_of_share(None, t, threads, table, kind)
+
+
+@jit
+def few_range(t, threads, table, chunk, kind):
+    """The same of groups with few outputs; a kernel of its own, as others' first call takes long enough."""
+    items_of_share(1, t, threads, table, kind)
 
 
 @lru_cache(maxsize=256)
@@ -420,7 +448,10 @@ def _unpacked(f: Variant, c: Correlation, x: np.ndarray, w: np.ndarray, threads:
 
 
 def _variant(f: Variant) -> EntryPoints:
-    return entry_points(partial(pack, f), forward_range, partial(prepare, f), unpacked=partial(_unpacked, f))
+    def by_outputs(c: Correlation, itemsize: int, strides: tuple[int, ...]) -> Any:
+        return few_range if few_outputs(f, c, itemsize, columns(itemsize)) else forward_range
+
+    return entry_points(partial(pack, f), by_outputs, partial(prepare, f), unpacked=partial(_unpacked, f))
 
 
 (

@@ -86,7 +86,6 @@ class Plan:
     u_xi: int
     u_group: int  # tile columns whose U of one ξ are neighbours: the k_group of one thread
     width: int  # elements of a row of U: a tile column, or a vector where that holds all outputs of a group
-    few: bool  # groups with one tile column of outputs: products without the calls and the prefetching of large ones
     depth: int  # of the products: input channels, of all phases of a stride and all slices under a volume's taps
     part: int  # channels from one phase or slice to the next, whole vectors
     slab_columns: int
@@ -141,6 +140,12 @@ def parts(f: Variant, c: Correlation) -> int:
     return f.parts * max(1, c.axes[0].kernel)  # zeros for none, as in phases of a stride that no tap reaches
 
 
+def few_outputs(f: Variant, c: Correlation, itemsize: int, columns: int) -> bool:
+    """Whether groups have at most one tile column of outputs, and products of their own (see ``winograd_few``)."""
+    widest = MAX_COLUMN_BYTES // itemsize
+    return f.parts == 1 and c.group_outputs <= min(columns, widest if c.groups > 1 else widest // TILE_VECTORS)
+
+
 @lru_cache(maxsize=256)
 def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int = 0, once: bool = False) -> Plan:
     """Plan for tiles of ``columns`` elements (0: the widest of any CPU); ``once``: for weights that serve one call."""
@@ -156,7 +161,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     most = max(1, most // phases)
     turns = _turns(c, cells_of, most, threads)
     # whether blocks are whole planes must not depend on the CPU, whether U has narrow rows may
-    few = f.parts == 1 and c.group_outputs <= (widest if c.groups > 1 else widest // TILE_VECTORS)
+    few = few_outputs(f, c, itemsize, widest)
     narrow = f.parts == 1 and c.group_outputs <= lanes
     blocks, unit = turns * c.axes[0].out or -(-total // most), 1
     if few and not turns and 0 < cells_of.plane * phases <= FEW_TILES:
@@ -192,7 +197,6 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         u_xi,
         u_group,
         width,
-        few and k_blocks == 1,
         depth,
         part,
         slab_columns,

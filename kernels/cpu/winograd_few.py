@@ -100,15 +100,15 @@ def list_lines(g, table, lines, steps, start, end, group):
 
 
 @jit(inline=True)
-def multiply_few(products, height, length, a, a_block, a_xi, b, b_xi, c, c_block, c_xi, narrow, more, lines, kind):
-    """The products of every ξ, ``a_xi``, ``b_xi`` and ``c_xi`` elements apart, for one tile column of outputs, added to
-    C where ``more`` is not 0. Tiles ask for the next ξ's weights and for what rows of ``Lines`` at ``lines`` say."""
+def multiply_few(g, length, height, a, b, b_xi, c, more, lines, kind):
+    """The products of every ξ, whose weights are ``b_xi`` elements apart, for one tile column of outputs, added to C
+    where ``more`` is not 0. Tiles ask for the next ξ's weights and for what rows of ``Lines`` at ``lines`` say."""
     keep_whole()
-    lanes = vector_lanes(kind)
-    width, tile, piece = 2 * lanes, 0, 0
+    lanes, a_block, c_block = vector_lanes(kind), g.v_block, g.m_block
+    width, narrow, tile, piece = 2 * lanes, g.width == lanes, 0, 0
     far = lines_at(lines)
     place = far.place
-    for _ in range(products):
+    for _ in range(g.products):
         i, ahead = 0, shift(b, b_xi)
         while i < height:
             left, r, to, other = height - i, shift(a, i * lanes), shift(c, i * lanes), pointer(place, kind)
@@ -138,4 +138,4 @@ def multiply_few(products, height, length, a, a_block, a_xi, b, b_xi, c, c_block
                     piece, lines = 0, shift(lines, _LINES)
                     far = lines_at(lines)
                 place = far.place + piece * far.apart
-        a, b, c = shift(a, a_xi), ahead, shift(c, c_xi)
+        a, b, c = shift(a, g.v_xi), ahead, shift(c, g.m_xi)

@@ -103,7 +103,6 @@ class Layout(NamedTuple):
     together: int
     u_group: int
     width: int
-    few: int  # whether ``winograd_few`` multiplies
     slab_columns: int
     v_block: int
     v_xi: int
@@ -200,7 +199,6 @@ def fixed(
         c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         g.tile_rows, g.cell_columns, g.strip, p.blocks, p.unit,
         p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, *(taps or (0,) * len(Taps._fields)), p.u_group,
-        p.width, int(p.few),
-        p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, configuration, itemsize,
+        p.width, p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, configuration, itemsize,
     )  # fmt: skip
     return numbers, (planes, source_h, rows, segments)
