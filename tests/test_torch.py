@@ -201,6 +201,21 @@ def test_vmap_of_gradients_and_pools():
     torch.testing.assert_close(gradients(fct), gradients(F))
 
 
+def test_several_gradients_at_once():
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(5, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    back = torch.randn(5, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def gradients(home):
+        y = home.conv_transpose2d(home.conv2d(x, w, padding=1), back, stride=2)
+        y = home.avg_pool2d(home.lp_pool2d(home.max_pool2d(y, 2), 2, 2), 2)
+        return torch.autograd.grad(
+            y, (x, w, back), torch.arange(4.0 * y.numel()).reshape(4, *y.shape).double(), is_grads_batched=True
+        )
+
+    torch.testing.assert_close(gradients(fct), gradients(F))
+
+
 class Small(torch.nn.Module):
     def __init__(self, home):
         super().__init__()

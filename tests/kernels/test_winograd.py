@@ -238,6 +238,8 @@ def test_transposed_strides(row):
         for more in ({"padding": 1}, {"padding": 1, "padding_mode": "circular"}):
             p = conv_problem("conv", rank, *shapes, stride=stride, groups=2, layout=layout, **fields, **more)
             check_row(row, p, rng=np.random.default_rng(0), threads=3, empty=guarded)
+        cut = replace(p.geometry, padding=((-1, 2), (4, -3))[-rank:], padding_mode="zeros")
+        check_row(row, replace(p, geometry=cut), rng=np.random.default_rng(0), threads=3, empty=guarded)
     p = conv_problem("conv", rank, (1, 4, *(15, 27)[-rank:]), (4, 4, *(6,) * rank), stride=5, direction="grad_input")
     assert "at stride" in row.refuses(p)
 

@@ -25,10 +25,10 @@ def unwatched(*tensors: torch.Tensor | None) -> bool:
     """Whether nobody but autograd looks at which operators run on these tensors."""
     if torch.compiler.is_compiling():
         return False
-    for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or t.is_meta):
-            return False
     c: Any = torch._C
+    for t in tensors:  # autograd's own batches, of several gradients at once, are no level of torch.func
+        if t is not None and (type(t) not in _PLAIN or t.is_meta or c._functorch.is_legacy_batchedtensor(t)):
+            return False
     return (
         forward_ad._current_level < 0
         and c._len_torch_dispatch_stack() == 0
