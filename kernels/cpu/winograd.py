@@ -60,7 +60,7 @@ import numpy as np
 
 from ..winograd_matrices import VARIANTS, Variant
 from .blocking import LINE_BYTES, Correlation
-from .bound import Prepare
+from .bound import Call, Prepare
 from .compile import jit
 from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
 from .gemm import gather, transpose, zero
@@ -448,8 +448,8 @@ def _unpacked(f: Variant, c: Correlation, x: np.ndarray, w: np.ndarray, threads:
 
 
 def _variant(f: Variant) -> EntryPoints:
-    def by_outputs(c: Correlation, itemsize: int, strides: tuple[int, ...]) -> Any:
-        return few_range if few_outputs(f, c, itemsize, columns(itemsize)) else forward_range
+    def by_outputs(c: Correlation, call: Call) -> Any:
+        return few_range if few_outputs(f, c, call.itemsize, columns(call.itemsize)) else forward_range
 
     return entry_points(partial(pack, f), by_outputs, partial(prepare, f), unpacked=partial(_unpacked, f))
 
