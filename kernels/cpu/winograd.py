@@ -329,7 +329,9 @@ def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_firs
     width, w = 2 * lanes, pointer(g.weights, kind)
     gathered = u + g.products * g.u_xi * size
     outputs = min(width, g.group_outputs - k * width)
-    store(t, 2, g.taps * lanes)
+    slices = g.depth // g.part
+    step = slices * g.taps * lanes
+    store(t, 2, step)
     store(t, 5, width)
     store(t, 6, g.u_xi)
     chunks = -(-g.group_inputs // g.chunk)
@@ -337,15 +339,17 @@ def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_firs
         tap, c = tap_first + number // chunks, number % chunks * g.chunk
         channels = min(g.chunk, g.group_inputs - c)
         store(t, 0, channels)
-        store(t, 1, gathered)
         for i in range(0, width, lanes):
-            source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c + tap * g.w_d)
-            gather_taps(g, g.taps, lanes, source, pointer(gathered, kind), min(lanes, outputs - i), channels)
+            place = gathered + (i // lanes * g.group_inputs + c) * step * size if slices > 1 else gathered
+            if tap == tap_first:
+                source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c)
+                gather_taps(g, slices, g.taps, lanes, source, pointer(place, kind), min(lanes, outputs - i), channels)
+            store(t, 1, place + tap * g.taps * lanes * size)
             store(t, 4, u + i * size)
             transform(g.transform_weights, tiles, kind)
-        if c + channels < g.group_inputs:  # ask for the next chunk, an output channel with each product
+        if tap == tap_first and c + channels < g.group_inputs:  # ask for the next, an output channel with each product
             place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
-            aim(far, place, outputs, channels * g.depth // g.part * g.taps, g.w_k, channels, size)
+            aim(far, place, outputs, channels * slices * g.taps, g.w_k, channels, size)
         for xi in range(g.products):
             a = pointer(v + (xi * g.v_xi + (tap * g.part + c) // lanes * g.v_block) * size, kind)
             b, to = pointer(u + xi * g.u_xi * size, kind), pointer(m + xi * g.m_xi * size, kind)
