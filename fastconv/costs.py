@@ -112,7 +112,7 @@ COSTS: dict[str, dict[str, float]] = {
         "entered, spilled": 2.25e-09,
         "launches": 1e-05,
         "left, spilled": 1.94e-10,
-        "made": 1.31e-10,
+        "made": 1.1e-10,
         "moved": 3.3e-11,
         "phase rows": 8e-08,
         "phases": 5e-10,
@@ -375,7 +375,8 @@ def bfloat16_work(problem: ConvProblem) -> Work:
 def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     """Products of whole tiles, 14, 12, 8 or 4 a time; transforms, a vector of 16 channels at once; the transformed
     weights, which every block reads; threads share the tiles, or where those are few the output channels. A volume is
-    its planes, with as many times the input channels as slices are under the kernel."""
+    its planes, with as many times the input channels as slices are under the kernel; blocks of one depth leave out
+    those of padding."""
     g = problem.geometry
     if problem.direction == "grad_input" and max(g.stride[-2:]) > 1:  # phase by phase, each with its weights
         phases = math.prod(g.stride[-2:])
@@ -386,13 +387,16 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     down, across = (1, *g.dilation)[-2:]
     plane = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
     tiles = max(1, s.batch * depth * plane)
-    slices = g.kernel_size[0] / (g.stride[0] if problem.direction == "grad_input" else 1) if g.rank > 2 else 1
-    channels = slices * s.inputs
-    inputs, outputs = variant.parts * slices * -(-s.inputs // 16), -(-s.outputs // 16)
+    slices, inside = _slices(problem)
     share_outputs = threads > 1 and tiles < 16 * threads and s.outputs >= 32 * threads
-    small = 28 * 36 * variant.parts * channels * 4 <= 768 << 10
+    small = 28 * 36 * variant.parts * slices * s.inputs * 4 <= 768 << 10
     block = -(-(28 if small else 64) * 36 // variant.products)
     blocks = 1 if share_outputs else max(threads, -(-tiles // block))
+    every = variant.multiplications * slices * s.inputs * s.outputs * s.groups
+    if tiles <= blocks * plane or (s.batch > 1 and 2 * plane <= block):
+        slices = inside
+    channels = slices * s.inputs
+    inputs, outputs = variant.parts * slices * -(-s.inputs // 16), -(-s.outputs // 16)
     narrow = variant.parts == 1 and s.outputs <= 16  # tiles of one vector, half as many calls of them
     few = narrow or (variant.parts == 1 and s.groups > 1 and s.outputs <= 32)
     if few and 0 < plane <= FEW_TILES:
@@ -421,9 +425,9 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
         "turned": left * variant.outputs,
         "streamed": 0.0 if made else weights * beyond * max(1, blocks),
         "moved": s.read + s.written,
-        "made": weights * max(1, blocks) if made else 0.0,
-        "prepared": weights * (STRIDED_TAPS if variant.parts > 1 else 1) if kept else 0.0,
-        "prepared, beyond": weights * beyond if kept else 0.0,
+        "made": every * (1 + variant.taps / variant.multiplications) * max(1, blocks) if made else 0.0,  # and gathered
+        "prepared": every * (STRIDED_TAPS if variant.parts > 1 else 1) if kept else 0.0,
+        "prepared, beyond": every * beyond if kept else 0.0,
         "prepared call": threads if kept else 0.0,
     }
 
@@ -448,6 +452,21 @@ def winograd_phases_work(variant: Variant, problem: ConvProblem, threads: int) -
     if not problem.prepared:
         copied["taps"] = float(math.prod(g.weight_shape) * threads)
     return winograd_work(variant, inner, threads) | copied
+
+
+def _slices(problem: ConvProblem) -> tuple[float, float]:
+    """Slices of a volume under the kernel, all and without those of padding, on average over output planes."""
+    g = problem.geometry
+    if g.rank < 3:
+        return 1, 1
+    size, kernel, stride = g.input_size[0], g.kernel_size[0], g.stride[0]
+    planes, slices = g.output_size[0], float(kernel)
+    places = [p * stride + t * g.dilation[0] - g.padding[0][0] for p in range(planes) for t in range(kernel)]
+    if problem.direction == "grad_input":
+        planes, slices = size, kernel / stride
+    if g.padding_mode != "zeros":
+        return slices, slices
+    return slices, min(slices, sum(0 <= place < size for place in places) / max(1, planes))
 
 
 def bf16x3_winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:

@@ -69,6 +69,7 @@ CONVS = {
     "five_by_five": conv(2, (2, 18, 13, 15), (35, 18, 5, 5), padding=2),
     "long_kernel": conv(1, (1, 1, 300), (20, 1, 100), stride=5),
     "volume": conv(3, (1, 3, 5, 6, 7), (6, 3, 3, 3, 3), stride=(1, 2, 2), padding=1),
+    "video": conv(3, (2, 18, 3, 6, 7), (35, 18, 2, 3, 3), padding=1, stride=(2, 1, 1)),
     "deep": conv(2, (1, 200, 4, 4), (20, 200, 3, 3), padding=1),
     "empty_batch": conv(2, (0, 3, 6, 6), (4, 3, 3, 3)),
 }

@@ -171,7 +171,7 @@ def pack_range(t, threads, table, chunk, kind):
         depth = min(DEPTH, chunks - chunk)
         outputs, channels = min(SIDE, g.outputs - kb * SIDE), min(CHUNK, g.inputs - j * CHUNK)
         source = shift(pointer(g.w, kind), group * g.w_g + kb * SIDE * g.w_k + j * CHUNK * g.w_c)
-        gather_taps(g, g.taps, SIDE, source, pointer(gathered, kind), outputs, channels)
+        gather_taps(g, 1, g.taps, SIDE, source, pointer(gathered, kind), outputs, channels)
         store(a, 0, channels)
         transform(g.transform, tiles, kind)
         for xi in range(g.products):

@@ -323,24 +323,29 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
 
 
 @jit(inline=True)
-def make_weights(g, kind, tiles, u, far, group, k, tap, c):
-    """U of a tile column of outputs for ``chunk`` input channels from ``c`` on; how many there are."""
+def make_weights(g, kind, tiles, u, far, group, k, first, tap, c):
+    """U of a tile column of outputs for ``chunk`` input channels from ``c`` on, under a volume's ``tap``; how many they
+    are. Taps of all slices are gathered with those of the ``first``."""
     lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, g.w_k)
     width, w, gathered = g.width, pointer(g.weights, kind), u + g.products * g.u_xi * g.itemsize
     outputs, channels = min(width, g.group_outputs - k * width), min(g.chunk, g.group_inputs - c)
+    slices = g.depth // g.part
+    step = slices * g.taps * lanes
     store(t, 0, channels)
-    store(t, 1, gathered)
-    store(t, 2, g.taps * lanes)
+    store(t, 2, step)
     store(t, 5, width)
     store(t, 6, g.u_xi)
     for i in range(0, width, lanes):
-        source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c + tap * g.w_d)
-        gather_taps(g, g.taps, lanes, source, pointer(gathered, kind), min(lanes, outputs - i), channels)
+        place = gathered + (i // lanes * g.group_inputs + c) * step * size if slices > 1 else gathered
+        if tap == first:
+            source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c)
+            gather_taps(g, slices, g.taps, lanes, source, pointer(place, kind), min(lanes, outputs - i), channels)
+        store(t, 1, place + tap * g.taps * lanes * size)
         store(t, 4, u + i * size)
         transform(g.transform_weights, tiles, kind)
-    if c + channels < g.group_inputs:  # ask for the next chunk, an output channel with each product
+    if tap == first and c + channels < g.group_inputs:  # ask for the next, an output channel with each product
         place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
-        aim(far, place, outputs, channels * g.depth // g.part * g.taps, g.w_k, channels, size)
+        aim(far, place, outputs, channels * slices * g.taps, g.w_k, channels, size)
     return channels
 
 
@@ -350,7 +355,7 @@ def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_firs
     lanes, size, chunks = vector_lanes(kind), g.itemsize, -(-g.group_inputs // g.chunk)
     for number in range((tap_end - tap_first) * chunks):
         tap, c = tap_first + number // chunks, number % chunks * g.chunk
-        channels = make_weights(g, kind, tiles, u, far, group, k, tap, c)
+        channels = make_weights(g, kind, tiles, u, far, group, k, tap_first, tap, c)
         for xi in range(g.products):
             a = pointer(v + (xi * g.v_xi + (tap * g.part + c) // lanes * g.v_block) * size, kind)
             b, to = pointer(u + xi * g.u_xi * size, kind), pointer(m + xi * g.m_xi * size, kind)
@@ -373,7 +378,7 @@ def few_once(g, kind, table, tiles, v, m, u, far, count, start, end, group, k, t
     lanes, chunks = vector_lanes(kind), -(-g.group_inputs // g.chunk)
     for number in range((tap_end - tap_first) * chunks):
         tap, c = tap_first + number // chunks, number % chunks * g.chunk
-        channels = make_weights(g, kind, tiles, u, far, group, k, tap, c)
+        channels = make_weights(g, kind, tiles, u, far, group, k, tap_first, tap, c)
         list_lines(g, table, far, channels, start, end, group)
         a = pointer(v + (tap * g.part + c) // lanes * g.v_block * g.itemsize, kind)
         multiply_few(g, channels, count, a, pointer(u, kind), g.u_xi, pointer(m, kind), number, far, kind)

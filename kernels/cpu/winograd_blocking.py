@@ -174,11 +174,12 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     u_group = min(group * (widest // width), k_blocks)
     width = lanes if narrow else width
     packed = f.products * c.groups * (k_blocks * depth * width + -(-k_blocks // u_group) * line)
-    chunk = 0
+    chunk, slices = 0, held // f.parts
     transformed = f.products * c.out_channels * held * c.group_inputs  # on every CPU: workspaces do not ask
     if once and f.parts == 1 and transformed * itemsize > ONCE_BYTES and blocks <= ONCE_BLOCKS * threads:
         longest = max(lanes, CHUNK_BYTES // (f.products * MAX_COLUMN_BYTES) // lanes * lanes)
         chunk, u_group, packed = min(round_up(c.group_inputs, lanes), longest), 1, 0
+    gathered = c.group_inputs if slices > 1 else chunk  # their taps: a chunk is of one slice
     k_group, u_xi = min(u_group, -(-k_blocks // k_parts)), chunk * width + line
     v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
     v_xi, m_xi = channels // lanes * v_block + line, k_group * width // lanes * m_block + line
@@ -213,10 +214,10 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
             aligned(turned * itemsize),
             aligned(4 * lanes * itemsize),
             aligned((64 + tiles + MAX_TILE_ROWS + 4 * f.rows[0]) * 8),
-            aligned((f.products * u_xi + chunk * f.taps * width) * itemsize) if chunk else 0,
+            aligned((f.products * u_xi + gathered * slices * f.taps * width) * itemsize) if chunk else 0,
         ),
         packed,
-        aligned(PACK_CHANNELS * f.taps * lanes * itemsize + 32 * 8),
+        aligned(PACK_CHANNELS * slices * f.taps * lanes * itemsize + 32 * 8),
     )
 
 

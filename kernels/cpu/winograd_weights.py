@@ -1,11 +1,12 @@
 """Winograd's weights: where they are, and U, the transformed ones.
 
 U     [group][column // u_group][ξ][column of outputs][c][COLUMNS]          in the order in which products read it
-taps  [c][tap][lane]                                                        gathered for ``weight_tiles``
+taps  [c][slice of a volume][tap][lane]                                     gathered for ``weight_tiles``
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -34,12 +35,14 @@ class Taps(NamedTuple):
     w_s: int
     columns: int
     tap_step: int  # from one tap to the next where that is 1 or -1 throughout, else 0
-    together: int  # not 0: all the taps of an output channel are neighbours, of one slice
+    together: int  # not 0: all the taps of an output channel are neighbours
 
 
 @jit(inline=True)
-def gather_taps(w, taps, lanes, source, target, outputs, channels):
-    """Taps of ``channels`` input channels, a vector of output channels each: [c][tap][lane]. ``w``: strides."""
+def gather_taps(w, slices, taps, lanes, source, target, outputs, channels):
+    """Taps of ``channels`` input channels, a vector of output channels each: [c][slice][tap][lane]. ``w``: strides."""
+    of_slice = taps
+    taps *= slices
     if outputs < lanes:
         zero(target, channels * taps * lanes)
     if outputs <= 0:
@@ -55,7 +58,8 @@ def gather_taps(w, taps, lanes, source, target, outputs, channels):
             transpose(lanes, shift(s, 1 - taps), w.w_k, shift(to, (taps - 1) * lanes), -lanes, outputs, taps)
         else:
             for tap in range(taps):
-                where = tap // w.columns * w.w_r + tap % w.columns * w.w_s
+                place = tap % of_slice
+                where = tap // of_slice * w.w_d + place // w.columns * w.w_r + place % w.columns * w.w_s
                 for k in range(outputs):
                     store(to, tap * lanes + k, load(s, where + k * w.w_k))
 
@@ -94,8 +98,8 @@ def panel_at(g, group, k_block, xi, width):
 def strides(w: np.ndarray) -> Taps:
     """Of weights (groups, K/groups, C/groups, D, R, S)."""
     g, k, c, d, r, s = (stride // w.itemsize for stride in w.strides)
-    step = _tap_step(w.shape[4:], (r, s))
-    together = step == 1 and (c == w.shape[4] * w.shape[5] or w.shape[2] == 1)
+    step = _tap_step(w.shape[3:], (d, r, s))
+    together = step == 1 and (c == math.prod(w.shape[3:]) or w.shape[2] == 1)
     return Taps(g, k, c, d, r, s, w.shape[5], step, int(together))
 
 
@@ -145,13 +149,13 @@ def pack_range(t, threads, table, chunk, kind):
     """
     g = Weights(*unpack(table, _WEIGHT_FIELDS))
     lanes, size = vector_lanes(kind), g.itemsize
-    width, taps = g.width, g.rows * g.columns
+    width, slices, taps = g.width, g.kernel_d, g.rows * g.columns
     halves = width // lanes
     mine = g.gathered + t * g.gathered_bytes
     gathered = pointer(mine, kind)
-    tiles = mine + PACK_CHANNELS * taps * lanes * size
+    tiles = mine + PACK_CHANNELS * slices * taps * lanes * size
     a = pointer(tiles, table)
-    store(a, 2, taps * lanes)
+    store(a, 2, slices * taps * lanes)
     store(a, 5, width)
     items = g.groups * g.k_blocks * halves
     for item in range(items * t // threads, items * (t + 1) // threads):
@@ -162,17 +166,17 @@ def pack_range(t, threads, table, chunk, kind):
         start = panel_at(g, group, column, 0, width)
         to = g.packed + (start + half * lanes) * size
         store(a, 6, panel_at(g, group, column, 1, width) - start)
-        for part in range(g.kernel_d * g.stride_h * g.stride_w):
-            for c0 in range(0, g.part, PACK_CHANNELS):
-                count, inputs = min(PACK_CHANNELS, g.part - c0), max(0, min(PACK_CHANNELS, g.group_inputs - c0))
-                source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + c0 * g.w_c)
-                if g.stride_w == 1:
-                    gather_taps(g, taps, lanes, shift(source, part * g.w_d), gathered, outputs, inputs)
-                    zero(shift(gathered, inputs * taps * lanes), (count - inputs) * taps * lanes)
-                else:
+        for c0 in range(0, g.part, PACK_CHANNELS):
+            count, inputs = min(PACK_CHANNELS, g.part - c0), max(0, min(PACK_CHANNELS, g.group_inputs - c0))
+            source = shift(pointer(g.w, kind), group * g.w_g + first * g.w_k + c0 * g.w_c)
+            if g.stride_w == 1:
+                gather_taps(g, slices, taps, lanes, source, gathered, outputs, inputs)
+                zero(shift(gathered, inputs * slices * taps * lanes), (count - inputs) * slices * taps * lanes)
+            for part in range(slices * g.stride_h * g.stride_w):
+                if g.stride_w > 1:
                     gather_part(g, part, lanes, source, gathered, outputs, count, inputs)
                 store(a, 0, count)
-                store(a, 1, mine)
+                store(a, 1, mine + (part * taps * lanes * size if g.stride_w == 1 else 0))
                 store(a, 4, to + (part * g.part + c0) * width * size)
                 transform(g.transform, tiles, kind)
 
