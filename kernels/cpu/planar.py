@@ -48,7 +48,7 @@ from .compile import jit
 from .epilogue import RELU6, add_run, finish
 from .gemm import multiply_pixels, zero
 from .phases import entry_points
-from .planar_blocking import OWN_WEIGHTS, Joined, joined_phases, planar_forward
+from .planar_blocking import Joined, joined_phases, planar_forward
 from .planar_phases import pack_phases, phase_constants, phases_range
 from .planar_slab import FIELDS, Layout, constants, pack_planes
 from .simd import keep_whole, load, pointer, shift, store, transpose_part, transpose_square, unpack, vector_lanes
@@ -256,7 +256,7 @@ def _own(
 ) -> Prepare | None:
     plan = planar_forward(c, itemsize, c.useful_threads(threads), PIXEL_ROWS)
     w = tuple(stride // itemsize for stride in strides)
-    if not 0 < plan.packed <= OWN_WEIGHTS or w[1] == 0 or tap_step(shape[3:], w[3:]) != 1:
+    if not plan.scratch[3] or w[1] == 0 or tap_step(shape[3:], w[3:]) != 1:
         return None
     return partial(_prepare, w=w[:3])
 

@@ -204,7 +204,8 @@ def planar_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int =
         line_bytes = c.stride[-1] * PIXEL_VECTORS * MAX_VECTOR_BYTES
         tile_bytes = MAX_PIXEL_ROWS * line_bytes
     packed = c.groups * k_blocks * tile_rows * c.taps * c.group_inputs
-    own = 0 if isinstance(c, Joined) or packed > OWN_WEIGHTS else packed
+    most = c.groups * round_up(c.group_outputs, MAX_PIXEL_ROWS) * c.taps * c.group_inputs  # on every CPU
+    own = 0 if isinstance(c, Joined) or most > OWN_WEIGHTS else packed
     return PlanarForward(
         rows, columns, row_blocks, column_blocks, height.extent(rows), extent, phases, row_phases, *steps,
         k_blocks, k_parts,
