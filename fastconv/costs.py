@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from .kernels.geometry import ConvGeometry, phases_as_channels
 from .kernels.winograd_matrices import Variant, axis_tiles
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
@@ -108,14 +110,18 @@ COSTS: dict[str, dict[str, float]] = {
         "calls": 4e-08,
         "entered": 4.96e-09,
         "entered, spilled": 2.25e-09,
+        "launches": 1e-05,
         "left, spilled": 1.94e-10,
         "made": 1.31e-10,
         "moved": 3.3e-11,
+        "phase rows": 8e-08,
+        "phases": 5e-10,
         "prepared": 2.43e-10,
         "prepared call": 7.9e-05,
         "products": 9.2e-12,
         "streamed": 9.88e-11,
         "sums": 4.9e-11,
+        "taps": 2e-09,
         "turned": 3.71e-09,
     },
     "bf16x3 direct": {
@@ -370,7 +376,12 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     """Products of whole tiles, 14, 12, 8 or 4 a time; transforms, a vector of 16 channels at once; the transformed
     weights, which every block reads; threads share the tiles, or where those are few the output channels. A volume is
     its planes, with as many times the input channels as slices are under the kernel."""
-    s, g = _Sizes(problem), problem.geometry
+    g = problem.geometry
+    if problem.direction == "grad_input" and max(g.stride[-2:]) > 1:  # phase by phase, each with its weights
+        phases = math.prod(g.stride[-2:])
+        work = winograd_work(variant, replace(problem, geometry=_phase(g)), threads)
+        return {kind: amount * phases for kind, amount in work.items()} | {"launches": (phases - 1.0) * threads}
+    s = _Sizes(problem)
     depth, height, width = (1, 1, *s.size)[-3:]
     down, across = (1, *g.dilation)[-2:]
     plane = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
@@ -415,6 +426,28 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
         "prepared, beyond": weights * beyond if kept else 0.0,
         "prepared call": threads if kept else 0.0,
     }
+
+
+def _phase(g: ConvGeometry) -> ConvGeometry:
+    """About what one phase of a transposed convolution's stride in rows and columns is, as one without."""
+    kept = g.rank - min(2, g.rank)
+    taps = tuple(k // s for k, s in zip(g.kernel_size[kept:], g.stride[kept:], strict=True))
+    size = tuple(-(-n // s) for n, s in zip(g.input_size[kept:], g.stride[kept:], strict=True))
+    pads = tuple(((r - 1) // 2, r // 2) for r in taps)
+    return replace(
+        g, input_size=g.input_size[:kept] + size, kernel_size=g.kernel_size[:kept] + taps,
+        stride=g.stride[:kept] + (1,) * len(taps), padding=g.padding[:kept] + pads, padding_mode="zeros",
+    )  # fmt: skip
+
+
+def winograd_phases_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
+    """That of the convolution without a stride; input and taps are copied before it, the taps by one thread."""
+    inner = replace(problem, geometry=phases_as_channels(problem.geometry))
+    g = inner.geometry
+    copied = {"phases": float(math.prod(g.input_shape)), "phase rows": float(math.prod(g.input_shape[:-1]))}
+    if not problem.prepared:
+        copied["taps"] = float(math.prod(g.weight_shape) * threads)
+    return winograd_work(variant, inner, threads) | copied
 
 
 def bf16x3_winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
@@ -495,6 +528,11 @@ def winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> fl
     return _seconds("winograd", problem, threads, winograd_work(variant, problem, threads), 0.0)
 
 
+def winograd_phases_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
+    threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
+    return _seconds("winograd", problem, threads, winograd_phases_work(variant, problem, threads), 0.0)
+
+
 def bf16x3_winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
     threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
     work = bf16x3_winograd_work(variant, problem, threads)
@@ -515,6 +553,8 @@ def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) ->
     """The entry of COSTS and the work behind a row's prediction, for calibration."""
     if variant is not None and algorithm.endswith("_bf16x3"):
         return "bf16x3 winograd", bf16x3_winograd_work(variant, problem, threads)
+    if variant is not None and algorithm.endswith("_phases"):
+        return "winograd", winograd_phases_work(variant, problem, threads)
     if variant is not None:
         return "winograd", winograd_work(variant, problem, threads)
     if problem.direction == "grad_weight":

@@ -28,7 +28,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..kernels import reference
 from ..kernels.geometry import ConvGeometry, Sizes, source_indices, span
 from ..problem import ConvProblem, PoolProblem, Problem
-from ..registry import Row, resolve
+from ..registry import Row
+from ..targets import resolve
 from .checks import Array, assert_matches, assert_rms, dtype_of, integers
 
 SLOPES = {

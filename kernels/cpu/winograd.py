@@ -18,8 +18,10 @@ The n² elements ξ of a transformed tile never meet each other, so the sum over
 
 With stride 2 the input has 4 phases, every second row and column, each a convolution of stride 1 by every second tap
 (``parts``); one more loop around the transform puts them into V one after another, as 4 times the channels. Where a
-phase has one tap less, its product at ∞ is zero and left out: F(2x2) of 3x3 kernels has 25 products for 36. Entering
-takes 4 times as long as for a stride of 1, so less than these 1.44 is gained: 1.1 to 1.3.
+phase has one tap less, its product at ∞ is zero and left out: F(2x2) of 3x3 kernels has 25 products for 36, of 4x4
+kernels, where no phase lacks one, F(2x2) 36 for 64 and F(4x4) 100 for 256. Entering takes 4 times as long as for a
+stride of 1, so less than that is gained: 1.1 to 1.3 and 1.3 to 1.9. Other strides: ``winograd_phases``. An input
+gradient of any stride is one correlation for each phase of its output, here where each has as many taps as F has.
 
 A volume's depth has no tiles: an output plane sums over the slices under the depth's taps as it sums over channels, so
 they are ``parts`` of V, too (volumes with stride 2 have none). Slices of padding that no plane of a block needs are
@@ -220,30 +222,26 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
             for r in range(height):
                 a, b = y + r * out_h, z + r * residual_h
                 run_count = add_run(runs, run_count, r * width, width, a, g.out_w, b, g.residual_w)
-            if fused:
+            if fused and g.out_c == 1:
                 copy_rows(g, kind, source, lanes, runs, run_count, channel, channels)
             elif g.out_c == 1:
                 write_positions(g, kind, source, lanes, runs, run_count, channel, channels, g.bias, g.activation)
             else:
                 ld = -(-positions // lanes) * lanes
                 transpose(lanes, source, lanes, pointer(turned, kind), ld, ld, lanes)
+                has_bias, activation = (0, 0) if fused else (g.bias, g.activation)
                 write_channels(
-                    g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels, g.bias, g.activation
+                    g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels, has_bias, activation
                 )
 
 
 @jit(inline=True)
 def copy_rows(g, kind, source, lds, runs, run_count, channel, channels):
-    """Finished positions to an output of any strides."""
+    """Finished positions to a channels-last output."""
     for i in range(0, 4 * run_count, 4):
         for p in range(load(runs, i + 1)):
             row = shift(source, (load(runs, i) + p) * lds)
-            to = shift(pointer(g.out, kind), load(runs, i + 2) + p * g.out_w + channel * g.out_c)
-            if g.out_c == 1:
-                copy(row, to, channels)
-            else:
-                for k in range(channels):
-                    store(to, k * g.out_c, load(row, k))
+            copy(row, shift(pointer(g.out, kind), load(runs, i + 2) + p * g.out_w + channel), channels)
 
 
 @jit(inline=True)
@@ -319,7 +317,7 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
             if xi + 1 == g.products:
                 after = panel_at(g, group, k_end % g.k_blocks, 0, width)
         runs, depth = 1, whole
-        if g.stride_w > 1:  # phases whose last tap is none are zero at infinity
+        if g.lacking != 0:  # phases whose last tap is none are zero at infinity
             down = 1 if xi // g.points_w == g.points_h - 1 else g.stride_h
             last = xi % g.points_w == g.points_w - 1
             runs, depth = (down, g.part) if last else (1, down * g.stride_w * g.part)
@@ -433,7 +431,10 @@ def _variant(f: Variant) -> EntryPoints:
     f6x6_3x3,
     f2x2_5x5,
     f4x4_5x5,
+    f4x4_2x2,
     s2_f2x2_3x3,
+    s2_f2x2_4x4,
+    s2_f4x4_4x4,
     s2_f2x2_5x5,
     f2_3,
     f4_3,
