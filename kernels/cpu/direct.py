@@ -131,12 +131,20 @@ def input_of(table, kind, item):
 
 @jit(inline=True)
 def input_after(table, kind, item, last_item):
-    """Address and elements of the channels-last input under the item after this one, where that is one piece."""
+    """Address and elements of the input under the item after this one, where that is one piece: channels-last, or
+    whole planes, of which a 1x1 kernel reads part after part; the first asks for all of them."""
     g = Layout(*unpack(table, FIELDS))
     x = pointer(g.x, kind)
-    if item + 1 >= last_item or g.x_c != 1 or g.columns < g.out_width or g.tap_count == 0:
+    if item + 1 >= last_item or g.columns < g.out_width or g.tap_count == 0:
         return x, 0
-    n0, od, oh0, _, _, _ = place(g, item + 1)
+    n0, od, oh0, _, index, part = place(g, item + 1)
+    if g.x_c != 1 and g.single and oh0 + part == 0 and g.x_c == g.out_height * g.out_width and g.out_depth == 1:
+        length = g.group_inputs * g.x_c
+        if g.images > 1 and g.x_n == length:
+            length *= min(g.images, g.batch - n0)
+        return shift(x, n0 * g.x_n + index * g.group_inputs * g.x_c), length
+    if g.x_c != 1:
+        return x, 0
     d = load(pointer(g.source_d, table), od * g.stride_d + (g.kernel_d - 1) * g.dilation_d)
     source_h, low = pointer(g.source_h, table), oh0 * g.stride_h
     high = low + (min(g.rows, g.out_height - oh0) - g.rows) * g.stride_h + g.slab_rows - 1

@@ -10,6 +10,7 @@ from .arrays import address
 from .blocking import Correlation
 from .compile import jit
 from .direct_blocking import Block, Slabs
+from .gemm import gather
 from .simd import keep_whole, load, pointer, shift, unpack, vector_lanes
 from .slab import pack_row
 
@@ -99,6 +100,17 @@ def pack_slab(table, kind, slab, index, n0, images, od, oh0, rows, ow0, columns,
     segments, x = pointer(g.segments, table), pointer(g.x, kind)
     used = (rows - 1) * g.stride_h + g.slab_rows - (g.rows - 1) * g.stride_h
     wide = (columns - 1) * g.stride_w + g.slab_columns - (g.columns - 1) * g.stride_w
+    if g.single and rows * wide > 0:
+        h, w = load(source_h, oh0), load(pointer(g.source_w, table), ow0)
+        down = load(source_h, oh0 + rows - 1) - h
+        if g.source_step == 1 and down == rows - 1 and (rows == 1 or g.x_h == wide * g.x_w):
+            # whole rows, one piece of each channel: rows of 7 or 14 pixels fill no squares, 49 or 98 pixels do
+            for image in range(images):
+                place = (n0 + image) * g.x_n + load(source_d, od) * g.x_d + h * g.x_h + w * g.x_w
+                source = shift(x, place + index * g.group_inputs * g.x_c)
+                target = shift(slab, image * g.slab_rows * g.slab_columns * g.pixel)
+                gather(lanes, source, g.x_c, g.x_w, target, g.pixel, g.group_inputs, rows * wide)
+            return
     for j in range(first, last):
         image, rest = j // (g.kernel_d * g.slab_rows), j % (g.kernel_d * g.slab_rows)
         plane, row = rest // g.slab_rows, rest % g.slab_rows

@@ -36,14 +36,14 @@ Input gradients with a stride in the columns have a kernel of their own, ``plana
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from .arrays import Workspace, aligned_empty
 from .blocking import Correlation
-from .bound import Call
+from .bound import Call, Prepare
 from .compile import jit
 from .epilogue import RELU6, add_run, finish
 from .gemm import multiply_pixels, zero
@@ -51,15 +51,15 @@ from .phases import entry_points
 from .planar_blocking import Joined, joined_phases, planar_forward
 from .planar_phases import pack_phases, phase_constants, phases_range
 from .planar_slab import FIELDS, Layout, constants, pack_planes
-from .simd import keep_whole, load, pointer, shift, transpose_part, transpose_square, unpack, vector_lanes
+from .simd import keep_whole, load, pointer, shift, store, transpose_part, transpose_square, unpack, vector_lanes
 from .tiles import PIXEL_ROWS
 from .vector import load as load_vector
 from .vector import store_first
-from .weights import pack_rows
+from .weights import pack_rows, tap_step
 
 
 @jit(inline=True)
-def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums):
+def turn_tiles(table, kind, slab, weights, runs, run_count, group, first, last, sums):
     """Channel blocks ``first`` to ``last`` of channels-last output: tiles one below the other, until their rows are a
     vector of channels, then transposed straight into the output. All channels of some pixels come before the next
     pixels, so that lines of the output are written together."""
@@ -75,7 +75,7 @@ def turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums):
             for k_block in range(first, last, step):
                 tiles = min(step, last - k_block)
                 channel, channels = group * g.group_outputs + k_block * PIXEL_ROWS, tiles * PIXEL_ROWS
-                w = shift(pointer(g.weights, kind), (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
+                w = shift(weights, (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
                 for j in range(tiles):
                     row = j * PIXEL_ROWS
                     start = shift(bias, channel + row) if g.bias else none
@@ -130,6 +130,21 @@ def multiply_joined(table, kind, slab, runs, run_count, w, channel, height, plai
             i += 4
 
 
+@jit(inline=True)
+def pack_own(table, kind, own):
+    """Few weights of one call, packed by each thread for itself: 1 to 32 channels of 28x28, 20.4 to 17.0 us a call."""
+    keep_whole()
+    g = Layout(*unpack(table, FIELDS))
+    weights, taps, place = pointer(g.weights, kind), g.depth // g.group_inputs, 0
+    for block in range(g.groups * g.k_blocks):
+        first = block % g.k_blocks * PIXEL_ROWS
+        for k in range(g.depth):
+            w = shift(weights, block // g.k_blocks * g.w_g + first * g.w_k + k // taps * g.w_c + k % taps)
+            for i in range(PIXEL_ROWS):
+                store(own, place + i, load(w, i * g.w_k) if first + i < g.group_outputs else 0.0)
+            place += PIXEL_ROWS
+
+
 @jit
 def forward_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation."""
@@ -138,7 +153,8 @@ def forward_range(t, threads, table, chunk, kind):
     memory = g.scratch + t * g.thread_bytes
     slab, memory = pointer(memory, kind), memory + g.slab_bytes
     line, memory = pointer(memory, kind), memory + g.line_bytes
-    sums, runs = pointer(memory, kind), pointer(memory + g.tile_bytes, table)
+    sums, memory = pointer(memory, kind), memory + g.tile_bytes
+    own, runs = pointer(memory, kind), pointer(memory + g.own_bytes, table)
     weights, offsets = pointer(g.weights, kind), pointer(g.offsets, table)
     out, residual, bias, none = pointer(g.out, kind), pointer(g.residual, kind), pointer(g.bias, kind), pointer(0, kind)
     plain = (
@@ -149,6 +165,9 @@ def forward_range(t, threads, table, chunk, kind):
     )
     turned = g.out_c == 1 and g.residual == 0 and g.activation <= RELU6 and g.depth > 0
     turned = turned and g.group_outputs % PIXEL_ROWS == 0 and not plain
+    if g.w_k:
+        pack_own(table, kind, own)
+        weights = own
     packed_block, run_count = -1, 0
     items = g.batch * g.out_depth * g.row_blocks * g.column_blocks * g.groups * g.k_parts
     for item in range(items * t // threads, items * (t + 1) // threads):
@@ -170,7 +189,7 @@ def forward_range(t, threads, table, chunk, kind):
 
         first, last = g.k_blocks * part // g.k_parts, g.k_blocks * (part + 1) // g.k_parts
         if turned:
-            turn_tiles(table, kind, slab, runs, run_count, group, first, last, sums)
+            turn_tiles(table, kind, slab, weights, runs, run_count, group, first, last, sums)
             continue
         for k_block in range(first, last):
             w = shift(weights, (group * g.k_blocks + k_block) * g.depth * PIXEL_ROWS)
@@ -213,8 +232,11 @@ def _kernel(c: Correlation, call: Call) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ...], Any]:
-    """The plan of one of blocking's cached correlations, which compare by identity."""
+def _prepare(
+    c: Correlation, itemsize: int, threads: int, w: tuple[int, ...] = (0, 0, 0)
+) -> tuple[tuple[int, ...], Any]:
+    """The plan of one of blocking's cached correlations, which compare by identity. ``w``: strides of weights that are
+    not packed, in elements."""
     plan = planar_forward(c, itemsize, threads, PIXEL_ROWS)
     if isinstance(c, Joined):
         return phase_constants(c, plan)
@@ -225,7 +247,23 @@ def _prepare(c: Correlation, itemsize: int, threads: int) -> tuple[tuple[int, ..
     phase = row % plan.row_phases * plan.phases + column % plan.phases
     place = row // plan.row_phases * plan.pitch + column // plan.phases
     offsets = channel * plan.channel_step + d * plan.plane_step + phase * plan.phase_step + place
-    return constants(c, plan, np.ascontiguousarray(offsets.ravel(), np.int64))
+    return constants(c, plan, np.ascontiguousarray(offsets.ravel(), np.int64), w)
+
+
+@lru_cache(maxsize=256)
+def _own(
+    c: Correlation, itemsize: int, threads: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> Prepare | None:
+    plan = planar_forward(c, itemsize, c.useful_threads(threads), PIXEL_ROWS)
+    w = tuple(stride // itemsize for stride in strides)
+    if not plan.scratch[3] or w[1] == 0 or tap_step(shape[3:], w[3:]) != 1:
+        return None
+    return partial(_prepare, w=w[:3])
+
+
+def _unpacked(c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Prepare | None:
+    """``_prepare`` for weights so few that each thread packs them for itself; None for others."""
+    return _own(c, w.itemsize, threads, w.shape, w.strides)
 
 
 def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int) -> np.ndarray:
@@ -239,4 +277,6 @@ def _pack(c: Correlation, w: np.ndarray, scratch: Workspace | None, threads: int
     return packed
 
 
-forward, grad_input, pack_forward, pack_grad_input = entry_points(_pack, _kernel, _prepare, phases=joined_phases)
+forward, grad_input, pack_forward, pack_grad_input = entry_points(
+    _pack, _kernel, _prepare, phases=joined_phases, unpacked=_unpacked
+)

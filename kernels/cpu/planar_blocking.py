@@ -28,6 +28,7 @@ from .blocking import (
 )
 
 PLANE_BYTES = 256 << 10  # of one thread's packed planes
+OWN_WEIGHTS = 1 << 12  # that each thread packs for itself: launching a kernel for it takes longer
 PAGE_BYTES = 4096
 PANEL_BYTES = 160 << 10  # of each of a 1x1's two slabs; 96 loses up to 8% (fewest channels), 640 up to 14% (most)
 PLANE_PIXELS = 8192  # of one thread's block of planes
@@ -111,7 +112,7 @@ class PlanarForward:
     joined: bool  # tiles go on from one row of the block to the next
     k_blocks: int
     k_parts: int
-    scratch: tuple[int, int, int, int]  # slab, a row before or after its phases lie apart, tiles, output runs
+    scratch: tuple[int, ...]  # slab, a row before or after its phases lie apart, tiles, own weights, output runs
     packed: int  # elements of the packed weights
 
     @property
@@ -202,10 +203,14 @@ def planar_forward(c: Correlation, itemsize: int, threads: int, tile_rows: int =
     if isinstance(c, Joined):
         line_bytes = c.stride[-1] * PIXEL_VECTORS * MAX_VECTOR_BYTES
         tile_bytes = MAX_PIXEL_ROWS * line_bytes
+    packed = c.groups * k_blocks * tile_rows * c.taps * c.group_inputs
+    most = c.groups * round_up(c.group_outputs, MAX_PIXEL_ROWS) * c.taps * c.group_inputs  # on every CPU
+    own = 0 if isinstance(c, Joined) or most > OWN_WEIGHTS else packed
     return PlanarForward(
         rows, columns, row_blocks, column_blocks, height.extent(rows), extent, phases, row_phases, *steps,
-        k_blocks, k_parts, (aligned(slab * itemsize), aligned(line_bytes), tile_bytes, aligned(rows * 4 * 8)),
-        c.groups * k_blocks * tile_rows * c.taps * c.group_inputs,
+        k_blocks, k_parts,
+        (aligned(slab * itemsize), aligned(line_bytes), tile_bytes, aligned(own * itemsize), aligned(rows * 4 * 8)),
+        packed,
     )  # fmt: skip
 
 

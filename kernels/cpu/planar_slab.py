@@ -51,6 +51,10 @@ class Layout(NamedTuple):
     slab_bytes: int
     line_bytes: int
     tile_bytes: int
+    own_bytes: int
+    w_g: int  # strides of weights that each thread packs for itself, their taps side by side; w_k 0: they are packed
+    w_k: int
+    w_c: int
     source_d: int
     source_h: int
     segments: int
@@ -210,12 +214,14 @@ def _run(source: np.ndarray) -> tuple[int, int, int]:
     return int(inside[0]), int(source[inside[0]]), inside.size
 
 
-def constants(c: Correlation, plan: PlanarForward, offsets: np.ndarray) -> tuple[tuple[int, ...], Any]:
+def constants(
+    c: Correlation, plan: PlanarForward, offsets: np.ndarray, w: tuple[int, ...] = (0, 0, 0)
+) -> tuple[tuple[int, ...], Any]:
     """The fields of a layout that do not change from call to call, and the arrays that they point to."""
     depth, height, width = c.axes
     segments, segment_count = c.segments
     fixed = (
-        sum(plan.scratch), *plan.scratch[:3],
+        sum(plan.scratch), *plan.scratch[:4], *w,
         address(depth.source), address(height.source), address(segments), segment_count,
         *_run(width.source), address(offsets), offsets.size,
         c.batch, c.groups, c.group_inputs, c.group_outputs, plan.k_blocks, plan.k_parts,

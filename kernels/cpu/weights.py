@@ -154,7 +154,7 @@ def pack_range(t, threads, table, chunk, kind):
                         store(target, tap * g.tap_stride + lane, load(source, where))
 
 
-def _tap_step(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:
+def tap_step(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:
     for step in (1, -1):
         expected, ok = step, True
         for size, stride in zip(sizes[::-1], strides[::-1], strict=True):
@@ -173,17 +173,17 @@ def _table(
     groups, outputs = shape[:2]
     first, count = blocks or (0, -(-groups * outputs // width) if by_lane else groups * -(-outputs // width))
     w_strides = tuple(stride // dtype.itemsize for stride in w_strides)
-    tap_step = _tap_step(shape[3:], w_strides[3:])
+    step = tap_step(shape[3:], w_strides[3:])
     taps, row = math.prod(shape[3:]), math.prod(shape[2:])
     places = np.empty(0, np.int64)
     vector = lanes(dtype.itemsize)
-    beside = tap_step == 1 and (shape[2] == 1 or w_strides[2] == taps) and row >= vector
+    beside = step == 1 and (shape[2] == 1 or w_strides[2] == taps) and row >= vector
     # a half square's rows are packed one behind the other
     if beside and not by_lane and not unpack and (width >= vector or strides[1:] == (width, taps * width)):
         i = np.arange(taps + vector)
         places = i % taps * strides[1] + i // taps * strides[2]
     where = address(places) if places.size else 0
-    fields = (0, *shape, *w_strides, tap_step, 0, *strides, width, int(by_lane), first, count, int(unpack), where)
+    fields = (0, *shape, *w_strides, step, 0, *strides, width, int(by_lane), first, count, int(unpack), where)
     return Layout._make(fields), places
 
 

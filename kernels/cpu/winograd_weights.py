@@ -19,7 +19,7 @@ from .bound import Bound
 from .compile import jit
 from .gemm import transpose, zero
 from .simd import columns, load, pointer, shift, store, unpack, vector_lanes
-from .weights import _tap_step
+from .weights import tap_step
 from .winograd_blocking import PACK_CHANNELS, plan
 from .winograd_transforms import compiled, transform, weight_tiles
 
@@ -98,7 +98,7 @@ def panel_at(g, group, k_block, xi, width):
 def strides(w: np.ndarray) -> Taps:
     """Of weights (groups, K/groups, C/groups, D, R, S)."""
     g, k, c, d, r, s = (stride // w.itemsize for stride in w.strides)
-    step = _tap_step(w.shape[3:], (d, r, s))
+    step = tap_step(w.shape[3:], (d, r, s))
     together = step == 1 and (c == math.prod(w.shape[3:]) or w.shape[2] == 1)
     return Taps(g, k, c, d, r, s, w.shape[5], step, int(together))
 

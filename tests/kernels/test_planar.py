@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from fastconv.kernels.cpu import planar_blocking, weights
+from fastconv.kernels.cpu import planar, planar_blocking, weights
 from fastconv.kernels.cpu.blocking import correlation
 from tests.kernels.test_cpu_conv import compute, conv, expected, guarded_last, integers, operands, result_of
 from tests.support import threads_for_small_problems
@@ -44,3 +44,20 @@ def test_rows_joined_are_exact(name):
             out[...] = np.nan
             compute("planar", "forward", geometry, [x, w], out, threads=threads, **extra)
             np.testing.assert_array_equal(out, expected("forward", geometry, [x, w], **extra))
+
+
+def test_few_weights_of_one_call_are_packed_by_the_threads(monkeypatch):
+    """Those of groups that fill no tile too, as long as their taps lie side by side; whoever packs them, exactly."""
+    packed = []
+    monkeypatch.setattr(planar, "pack_rows", lambda *arguments: (packed.append(True), weights.pack_rows(*arguments)))
+    geometry = conv(2, 6, 22, (9, 37), (2, 3), stride=(1, 2), pad=1, groups=2)
+    for dtype in (np.float32, np.float64):
+        x, w = operands(geometry, "forward", dtype)
+        right = expected("forward", geometry, [x, w])
+        channels = w.swapaxes(0, 1).copy().swapaxes(0, 1)
+        backwards = w[..., ::-1].copy()[..., ::-1]
+        for view, threads in product((guarded_last(w), channels, backwards, np.asfortranarray(w)), (1, 3)):
+            out, before = guarded_last(result_of(geometry, "forward", dtype)), len(packed)
+            compute("planar", "forward", geometry, [x, view], out, threads=threads)
+            np.testing.assert_array_equal(out, right)
+            assert (len(packed) > before) == (view.strides[-1] != view.itemsize)
