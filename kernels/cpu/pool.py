@@ -8,8 +8,9 @@ planes or blocks of channels), each written by one thread in a fixed order, so r
 **How.** Arrays are read where they lie if they are contiguous channels-first or channels-last; any other strides cost
 one copy. :mod:`.pool_walk` turns the geometry into a table of integers, once, and one of three loops of
 :mod:`.pool_kernels` reduces: *rows* (channels first, and channels last at stride 1: down the window into a buffer in
-L1, then along it), *pixels* (channels last: lanes are channels) or *planes* (windows that are whole planes); or, of
-windows 3x3 at stride 1, that of :mod:`.pool_slide` (along each row, then down, in registers). Sums that are transposed
+L1, then along it), *pixels* (channels last: lanes are channels) or *planes* (windows that are whole planes); or, in
+registers, windows 3x3 at stride 1 by :mod:`.pool_slide` (along each row, then down) and, channels first, 2x2 at stride
+2 by :mod:`.pool_pairs`. Sums that are transposed
 give the gradients of the average and the norm: each element gathers from the windows that cover it and is written once.
 Indices are found by the loops of :mod:`.pool_indices`, which take every tap of every window; the maximum's gradient and
 unpooling scatter, serially within a plane.
@@ -41,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import PoolGeometry
-from . import pool_indices, pool_kernels, pool_slide
+from . import pool_indices, pool_kernels, pool_pairs, pool_slide
 from .arrays import KIND, address
 from .bound import Bound
 from .pool_walk import ADDRESSES, Fields, Walk, divisors, forward_walk, transposed_walk, uniform_divisor
@@ -183,7 +184,8 @@ def _bind_index(
 
 
 def _loop(name: str, walk: Walk) -> Any:
-    return getattr(pool_slide if walk.form == "slides" else pool_kernels, f"{name}_of_{walk.form}")
+    modules = {"slides": pool_slide, "pairs": pool_pairs}
+    return getattr(modules.get(walk.form, pool_kernels), f"{name}_of_{walk.form}")
 
 
 def _bound(kernel: Any, fields: Fields, dtype: np.dtype[Any], threads: int, kept: Walk | None) -> Bound:

@@ -127,7 +127,7 @@ class Walk:
 
     fields: Fields
     kept: tuple[Any, ...]
-    form: str  # which of the loops of :mod:`.pool_kernels` it is for, rows, pixels or planes; or slides (pool_slide)
+    form: str  # the loop it is for: rows, pixels or planes (pool_kernels), slides (pool_slide) or pairs (pool_pairs)
 
     @property
     def across(self) -> bool:
@@ -338,7 +338,15 @@ def _walk(
     slides = step == 1 and not across and how != DIVIDE_EACH and bool((depth.windows.count == 1).all())
     slides &= _slides(height) and _slides(width) and height.windows.dilation == 1
     slides &= in_row * dtype.itemsize <= SLIDE_BYTES
-    return Walk(fields, kept, "pixels" if channels > 1 else "planes" if whole else "slides" if slides else "rows")
+    pairs_of_rows = step == 2 and channels == 1 and how != DIVIDE_EACH and pairs is None
+    pairs_of_rows &= _is_paired(height) and _is_paired(width) and bool((depth.windows.count == 1).all())
+    form = "pixels" if channels > 1 else "planes" if whole else "slides" if slides else "rows"
+    return Walk(fields, kept, "pairs" if pairs_of_rows else form)
+
+
+def _is_paired(axis: _Axis) -> bool:
+    """Whether the windows are two elements each, one behind the other from the first element on."""
+    return axis.regular == (2, 2, 0, 1) and bool((axis.windows.count == 2).all())
 
 
 def _slides(axis: _Axis) -> bool:

@@ -368,6 +368,21 @@ def store_first(typingctx: Any, pointer: Any, offset: Any, value: Any, n: Any) -
 
 
 @intrinsic
+def store_halves(typingctx: Any, pointer: Any, offset: Any, value: Any, n: Any) -> Any:
+    """The first n lanes of the vector's lower half, and behind them those of its upper half, n at most as many."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer, offset, value, n = args
+        half, nbytes = value.type.count // 2, sig.args[0].dtype.bitwidth // 8
+        for first, at in ((0, offset), (half, builder.add(offset, n))):
+            part = builder.shuffle_vector(value, value, _ints(range(first, first + half)))
+            store_lanes(builder, part, builder.gep(pointer, [at]), n, nbytes)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, value, types.int64), codegen
+
+
+@intrinsic
 def keep_rolled(typingctx: Any) -> Any:
     """No instruction, but LLVM does not unroll the loops around it.
 

@@ -40,6 +40,7 @@ GEOMETRIES = {
     "1d one tap": fixed((5,), 1),
     "2x2": fixed((14, 14), 2),
     "2x2 odd": fixed((9, 35), 2),
+    "2x2 of each second slice": fixed((5, 7, 12), (1, 2, 2), (2, 2, 2)),
     "3x3 same": fixed((9, 34), 3, 1, 1),
     "3x3 same, short rows": fixed((2, 6, 21), (1, 3, 3), 1, ((0, 0), (2, 0), (0, 2)), dilation=(1, 1, 3)),
     "3x3 stride 2": fixed((11, 70), 3, 2, 1),
