@@ -40,6 +40,7 @@ COSTS: dict[str, dict[str, float]] = {
         "phases": 1.5e-05,
         "prepared": 2.23e-10,
         "products": 1.07e-11,
+        "ragged": 2e-08,
         "streamed": 7.17e-13,
         "sums": 1.52e-09,
     },
@@ -76,6 +77,7 @@ COSTS: dict[str, dict[str, float]] = {
         "packed": 3.31e-10,
         "phases": 1.5e-05,
         "products": 2.6e-11,
+        "spread": 3e-09,
         "sums": 3.86e-10,
         "turned": 1.37e-10,
     },
@@ -119,6 +121,7 @@ COSTS: dict[str, dict[str, float]] = {
         "prepared": 2.43e-10,
         "prepared call": 7.9e-05,
         "products": 9.2e-12,
+        "scattered": 6.5e-10,
         "streamed": 9.88e-11,
         "sums": 4.9e-11,
         "taps": 2e-09,
@@ -218,6 +221,8 @@ def direct_work(problem: ConvProblem) -> Work:
         "finished": s.pixels * outputs * s.groups if s.last else 0.0,
         "packed": 0.0 if s.last else s.read * _up(s.inputs, 16) / s.inputs,
         "copied": s.read if s.last and s.taps > 1 else 0.0,
+        # pixels whose sums are less than a vector; those of one tap, or of a stride of 2, took no longer for it
+        "ragged": s.pixels * s.groups if s.last and s.taps > 1 and not s.strided and s.outputs < 16 else 0.0,
         "streamed": blocks * s.weights,
         "phases": s.phases,
         "prepared": 0.0 if problem.prepared else s.weights,
@@ -232,6 +237,7 @@ def lanes_work(problem: ConvProblem) -> Work:
         "products": s.pixels * s.depth * lanes,
         "sums": s.pixels * lanes,
         "packed": s.read,
+        "spread": s.read if s.inputs > 1 else 0.0,  # a lane's inputs lie this far apart, and are packed one by one
         "turned": 0.0 if s.last else s.written,
         "phases": s.phases,
         "prepared": 0.0 if problem.prepared else s.weights,
@@ -381,7 +387,10 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     if problem.direction == "grad_input" and max(g.stride[-2:]) > 1:  # phase by phase, each with its weights
         phases = math.prod(g.stride[-2:])
         work = winograd_work(variant, replace(problem, geometry=_phase(g)), threads)
-        return {kind: amount * phases for kind, amount in work.items()} | {"launches": (phases - 1.0) * threads}
+        # of a row each phase writes every stride-th number, to as many lines as all of them
+        scattered = 0.0 if problem.layout == "channels_last" else float(math.prod(g.input_shape) * g.stride[-1])
+        work = {kind: amount * phases for kind, amount in work.items()}
+        return work | {"launches": (phases - 1.0) * threads, "scattered": scattered}
     s = _Sizes(problem)
     depth, height, width = (1, 1, *s.size)[-3:]
     down, across = (1, *g.dilation)[-2:]

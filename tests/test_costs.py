@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fastconv.dispatch import choose
-from fastconv.problem import conv_problem
+from fastconv.problem import conv_problem, conv_transpose_problem
 from fastconv.registry import rows_for
 from fastconv.testing import cases
 
@@ -32,6 +32,19 @@ CLEAR = [
 def test_clear_cases_are_chosen_right(case, batch, direction, faster):
     (found,) = [c for c in cases(op="conv") if c.name == case]
     assert choose(replace(found.problem(batch), direction=direction), threads=2).algorithm == faster
+
+
+def test_clear_cases_beyond_the_suites():
+    """Lanes whose inputs are packed one by one; rows of a transposed convolution that phases write by turns."""
+    for stride in (1, 2):  # direct_planar 336 and 212 us, direct 1022 and 636
+        p = conv_problem(
+            "conv2d", 2, (1, 128, 56, 56), (128, 4, 3, 3), stride=stride, padding=1, groups=32, prepared=True
+        )
+        assert choose(p, threads=2).algorithm == "direct_planar"
+    fields = {"stride": 4, "padding": 2, "direction": "grad_input", "prepared": True}
+    p = conv_transpose_problem("conv_transpose2d", 2, (16, 64, 16, 16), (64, 32, 8, 8), **fields)
+    assert choose(p, threads=2).algorithm == "direct_planar"  # 9.3 ms, Winograd 17; channels last 17.9 and 12.4
+    assert choose(replace(p, layout="channels_last"), threads=2).algorithm == "winograd_f4x4_2x2"
 
 
 @pytest.mark.parametrize("row", rows_for("conv", "forward", "cpu"), ids=lambda r: r.algorithm)
