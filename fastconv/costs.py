@@ -376,11 +376,11 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     small = 28 * 36 * variant.parts * slices * s.inputs * 4 <= 768 << 10
     block = -(-(28 if small else 64) * 36 // variant.products)
     blocks = 1 if share_outputs else max(threads, -(-tiles // block))
-    channels = _up(s.inputs, 16) if max(g.kernel_size[:-2], default=1) > 1 else s.inputs  # slices have whole vectors
-    every = variant.multiplications * slices * channels * s.outputs * s.groups
+    whole = _up(s.inputs, 16) if max(g.kernel_size[:-2], default=1) > 1 else s.inputs  # slices have whole vectors
+    every = variant.multiplications * slices * whole * s.outputs * s.groups
     if tiles <= blocks * plane or (s.batch > 1 and 2 * plane <= block):
         slices = inside
-    channels *= slices
+    channels = slices * whole
     inputs, outputs = variant.parts * slices * -(-s.inputs // 16), -(-s.outputs // 16)
     rows = blocks * _heights(-(-tiles // blocks))
     weights = variant.multiplications * channels * s.outputs * s.groups
