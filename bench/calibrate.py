@@ -50,7 +50,7 @@ class Samples(NamedTuple):
 def samples(path: Path) -> Samples:
     """The measured times of a file of :mod:`bench.choices`, and the work that they took."""
     report = json.loads(path.read_text())
-    variants = {f"winograd_{v.name}": v for v in VARIANTS}
+    variants = {f"winograd_{v.name}{how}": v for v in VARIANTS for how in ("", "_phases")}
     rows: list[tuple[str, costs.Work, float]] = []
     starts = []
     for (name, problem), record in zip(problems(), report["records"], strict=True):

@@ -26,7 +26,7 @@ import numpy as np
 
 from fastconv import dispatch, settings
 from fastconv.problem import ConvProblem
-from fastconv.registry import resolve
+from fastconv.targets import resolve
 from fastconv.testing import cases
 
 from . import machine

@@ -11,9 +11,12 @@ mostly cancel, and their root mean square grows as √n. Every row states both, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
+from .kernels.geometry import phases_as_channels
 from .kernels.winograd_matrices import Variant
-from .problem import Problem
+from .problem import ConvProblem, Problem
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -105,3 +108,8 @@ def winograd_typical(variant: Variant, problem: Problem) -> float:
     taps = math.prod(variant.kernel)
     channels = problem.reduction / taps
     return 0.5 * UNIT_ROUNDOFF[problem.dtype] * variant.spread * math.sqrt((1 + variant.depth / channels) / taps)
+
+
+def of_phases(bound: Callable[[Problem], float], problem: ConvProblem) -> float:
+    """A bound of the convolution that a stride's phases, as channels, make without a stride."""
+    return bound(replace(problem, geometry=phases_as_channels(problem.geometry)))

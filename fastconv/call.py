@@ -32,15 +32,16 @@ from .dispatch import (
     cached_problem,
     device_workspace,
     execute,
+    give_workspace,
     select,
     settle,
-    shared_workspace,
+    take_workspace,
 )
 from .kernels.geometry import Sizes
 from .pooled import ready_calls
 from .problem import ConvProblem, conv_problem, conv_transpose_problem
-from .registry import resolve
 from .settings import default_threads
+from .targets import resolve
 
 
 class Layout:
@@ -246,17 +247,18 @@ class ReadyConv:
 
     def _run(self, x: Any, w: Any, bias: Any, y: Any) -> None:
         """The kernel on NumPy's arrays, by what is known of a call with their strides."""
-        workspace = shared_workspace(self.nbytes)
+        workspace = take_workspace(self.nbytes)
         arrays = (x, w, y, workspace) if bias is None else (x, w, y, workspace, bias)
         strides = (x.strides, w.strides, y.strides, bias is None or bias.strides)
         again = self.repeats.get(strides)
         aligned = x.flags.aligned and w.flags.aligned and y.flags.aligned and (bias is None or bias.flags.aligned)
         if again and aligned:
             again(*arrays)
-            return
-        if again is None and len(self.repeats) < REPEATS:
-            self.repeats[strides] = self._repeat(*arrays) or False
-        self.kernel(x, w, bias, None, y, workspace=workspace)
+        else:
+            if again is None and len(self.repeats) < REPEATS:
+                self.repeats[strides] = self._repeat(*arrays) or False
+            self.kernel(x, w, bias, None, y, workspace=workspace)
+        give_workspace(workspace)
 
     def _repeat(self, *arrays: Any) -> Any:
         """The launches of a call with these arrays, to be made again; None where it does more."""

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from .kernels.geometry import ConvGeometry, phases_as_channels
 from .kernels.winograd_matrices import Variant, axis_tiles
 from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
 
@@ -84,11 +86,13 @@ COSTS: dict[str, dict[str, float]] = {
     },
     "planar": {
         "elementwise": 3.4e-10,
+        "gathered": 1.1e-09,
         "packed": 2.49e-10,
         "prepared": 8e-10,
         "products": 1.15e-11,
         "scattered": 1.31e-09,
         "streamed": 2.92e-10,
+        "strided": 2.5e-10,
         "sums": 3e-11,
         "written": 2.18e-11,
     },
@@ -106,14 +110,18 @@ COSTS: dict[str, dict[str, float]] = {
         "calls": 4e-08,
         "entered": 4.96e-09,
         "entered, spilled": 2.25e-09,
+        "launches": 1e-05,
         "left, spilled": 1.94e-10,
         "made": 1.1e-10,
         "moved": 3.3e-11,
+        "phase rows": 8e-08,
+        "phases": 5e-10,
         "prepared": 2.43e-10,
         "prepared call": 7.9e-05,
         "products": 9.2e-12,
         "streamed": 9.88e-11,
         "sums": 4.9e-11,
+        "taps": 2e-09,
         "turned": 3.71e-09,
     },
     "bf16x3 direct": {
@@ -148,6 +156,7 @@ PANEL_BYTES = 160 << 10  # of pointwise's
 PANEL = 48  # pixels of a full tile of planar's
 LAID_BETWEEN = 1.1  # what planar's products take with their sums laid between those of other phases
 STRIDED_TAPS = 6  # times that taps of a stride's phases, gathered one by one, take of those that are neighbours
+FEW_TILES = 32  # of Winograd's groups with few outputs
 L2_BYTES = 1.5e6  # of weights that stay in the cache from one block to the next
 
 Work = dict[str, float]
@@ -264,13 +273,15 @@ def planar_work(problem: ConvProblem) -> Work:
 
     s, g = _Sizes(problem), problem.geometry
     columns, stride = max(1, s.size[-1]), g.stride
+    # of channels-last input each element is taken from a line of its own, or some
+    gathered = {"gathered": s.read * min(1.0, s.inputs * s.groups / 16) if s.last else 0.0}
     if problem.direction == "forward" or stride[-1] == 1:
         rows = s.pixels / columns * _up(s.outputs, 8) * s.groups
         between = -(-g.dilation[-1] * (g.kernel_size[-1] - 1) // stride[-1])
         times = row_times(math.ceil(s.depth), columns, columns + between)
-        work = _pixel_work(problem, s, columns, PLANE_BYTES // max(stride))
+        work = _pixel_work(problem, s, columns, PLANE_BYTES // max(stride)) | gathered
         return {**work, "products": rows * PANEL * min(times)}
-    work = _pixel_work(problem, s, -(-columns // stride[-1]), PLANE_BYTES * math.prod(stride))
+    work = _pixel_work(problem, s, -(-columns // stride[-1]), PLANE_BYTES * math.prod(stride)) | gathered
     return {**work, "products": work["products"] * LAID_BETWEEN, "scattered": 0.0, "phases": 0.0}
 
 
@@ -366,7 +377,12 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     weights, which every block reads; threads share the tiles, or where those are few the output channels. A volume is
     its planes, with as many times the input channels as slices are under the kernel; blocks of one depth leave out
     those of padding."""
-    s, g = _Sizes(problem), problem.geometry
+    g = problem.geometry
+    if problem.direction == "grad_input" and max(g.stride[-2:]) > 1:  # phase by phase, each with its weights
+        phases = math.prod(g.stride[-2:])
+        work = winograd_work(variant, replace(problem, geometry=_phase(g)), threads)
+        return {kind: amount * phases for kind, amount in work.items()} | {"launches": (phases - 1.0) * threads}
+    s = _Sizes(problem)
     depth, height, width = (1, 1, *s.size)[-3:]
     down, across = (1, *g.dilation)[-2:]
     plane = axis_tiles(variant.rows, height, down) * axis_tiles(variant.columns, width, across)
@@ -382,11 +398,16 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
         slices = inside
     channels = slices * whole
     inputs, outputs = variant.parts * slices * -(-s.inputs // 16), -(-s.outputs // 16)
-    rows = blocks * _heights(-(-tiles // blocks))
+    narrow = variant.parts == 1 and s.outputs <= 16  # tiles of one vector, half as many calls of them
+    few = narrow or (variant.parts == 1 and s.groups > 1 and s.outputs <= 32)
+    if few and 0 < plane <= FEW_TILES:
+        blocks = max(1, -(-s.batch * depth // (FEW_TILES // plane)))
+    heights = _narrow_heights if narrow else _heights
+    rows = blocks * heights(-(-tiles // blocks))
     weights = variant.multiplications * channels * s.outputs * s.groups
     beyond = max(0.0, 1 - L2_BYTES / max(1, 4 * weights))
     spilled = max(0, math.isqrt(variant.products) - 6) if variant.rows[0] > 1 else 0
-    sums = rows * variant.products * _up(s.outputs, 32) * s.groups
+    sums = rows * variant.products * _up(s.outputs, 16 if narrow else 32) * s.groups
     entered = tiles * inputs * s.groups * (threads if share_outputs else 1) * variant.products
     left = tiles * outputs * s.groups
     # each block makes what it needs of U just before it does
@@ -410,6 +431,28 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
         "prepared, beyond": every * beyond if kept else 0.0,
         "prepared call": threads if kept else 0.0,
     }
+
+
+def _phase(g: ConvGeometry) -> ConvGeometry:
+    """About what one phase of a transposed convolution's stride in rows and columns is, as one without."""
+    kept = g.rank - min(2, g.rank)
+    taps = tuple(k // s for k, s in zip(g.kernel_size[kept:], g.stride[kept:], strict=True))
+    size = tuple(-(-n // s) for n, s in zip(g.input_size[kept:], g.stride[kept:], strict=True))
+    pads = tuple(((r - 1) // 2, r // 2) for r in taps)
+    return replace(
+        g, input_size=g.input_size[:kept] + size, kernel_size=g.kernel_size[:kept] + taps,
+        stride=g.stride[:kept] + (1,) * len(taps), padding=g.padding[:kept] + pads, padding_mode="zeros",
+    )  # fmt: skip
+
+
+def winograd_phases_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
+    """That of the convolution without a stride; input and taps are copied before it, the taps by one thread."""
+    inner = replace(problem, geometry=phases_as_channels(problem.geometry))
+    g = inner.geometry
+    copied = {"phases": float(math.prod(g.input_shape)), "phase rows": float(math.prod(g.input_shape[:-1]))}
+    if not problem.prepared:
+        copied["taps"] = float(math.prod(g.weight_shape) * threads)
+    return winograd_work(variant, inner, threads) | copied
 
 
 def _slices(problem: ConvProblem) -> tuple[float, float]:
@@ -451,6 +494,12 @@ def _heights(tiles: int) -> int:
     """Rows computed for so many, in pieces of 14, the last one of 4, 8, 12 or 14, or the last two of 8."""
     whole, left = divmod(tiles, 14)
     return tiles if whole and left == 2 else 14 * whole + min(14, _up(left, 4))
+
+
+def _narrow_heights(tiles: int) -> int:
+    """The same in pieces of 28, 16 and 8, as tiles one vector wide have them."""
+    whole, left = divmod(tiles, 28)
+    return 28 * whole + (28 if left > 24 else _up(left, 8))
 
 
 # --------------------------------------------------------------------------------------------------- predicted seconds
@@ -499,6 +548,11 @@ def winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> fl
     return _seconds("winograd", problem, threads, winograd_work(variant, problem, threads), 0.0)
 
 
+def winograd_phases_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
+    threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
+    return _seconds("winograd", problem, threads, winograd_phases_work(variant, problem, threads), 0.0)
+
+
 def bf16x3_winograd_seconds(variant: Variant, problem: ConvProblem, threads: int) -> float:
     threads = max(1, min(threads, problem.geometry.multiply_adds // THREAD_WORK))
     work = bf16x3_winograd_work(variant, problem, threads)
@@ -519,6 +573,8 @@ def work_of(algorithm: str, variant: Any, problem: ConvProblem, threads: int) ->
     """The entry of COSTS and the work behind a row's prediction, for calibration."""
     if variant is not None and algorithm.endswith("_bf16x3"):
         return "bf16x3 winograd", bf16x3_winograd_work(variant, problem, threads)
+    if variant is not None and algorithm.endswith("_phases"):
+        return "winograd", winograd_phases_work(variant, problem, threads)
     if variant is not None:
         return "winograd", winograd_work(variant, problem, threads)
     if problem.direction == "grad_weight":

@@ -26,8 +26,9 @@ from .autograd import array_module, on_device
 from .bounds import sum_bound
 from .pooled import ready_calls
 from .problem import ConvProblem, Problem
-from .registry import ROWS, Row, resolve, rows_for
+from .registry import ROWS, Row, rows_for
 from .settings import DEFAULTS, Options, check_algorithm, current, get_num_threads
+from .targets import resolve
 
 DEFAULT_MAX_ERROR = 256.0
 """Limit on automatic choices, in multiples of the direct algorithm's error bound; see :func:`fastconv.options`."""
@@ -293,25 +294,35 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 # --------------------------------------------------------------------------------------------------------- running
 
 
+_NO_BUFFER = np.empty(0, np.uint8)
+
+
 class Workspace(threading.local):
-    """Scratch memory, one growing 64-byte aligned buffer a calling thread; buffers over the limit are not kept."""
+    """Scratch memory: a calling thread's growing, 64-byte aligned buffer, of at most ``keep`` bytes.
+
+    ``take`` hands it out and ``give`` takes it back: a call that interrupts another one of its thread, in a signal
+    handler, gets a buffer of its own. What an exception leaves out is made anew.
+    """
 
     def __init__(self, keep: int | None = None) -> None:
         self.keep = keep
-        self.buffer = np.empty(0, np.uint8)
+        self.buffer = _NO_BUFFER
         self.generation = 0
 
-    def get(self, nbytes: int, generation: int = 0) -> np.ndarray:
+    def take(self, nbytes: int, generation: int = 0) -> np.ndarray:
         if self.generation != generation:
-            self.buffer, self.generation = np.empty(0, np.uint8), generation
-        if self.buffer.size >= nbytes:
-            return self.buffer
+            self.buffer, self.generation = _NO_BUFFER, generation
+        if self.keep is None or nbytes <= self.keep:
+            buffer, self.buffer = self.buffer, _NO_BUFFER
+            if buffer.size >= nbytes:
+                return buffer
         raw = np.empty(nbytes + 64, np.uint8)
         start = -raw.ctypes.data % 64
-        fresh = raw[start : start + nbytes]
-        if self.keep is None or nbytes <= self.keep:
-            self.buffer = fresh
-        return fresh
+        return raw[start : start + nbytes]
+
+    def give(self, buffer: np.ndarray) -> None:
+        if self.buffer.size < buffer.size and (self.keep is None or buffer.size <= self.keep):
+            self.buffer = buffer
 
 
 def device_workspace(like: Any, nbytes: int) -> Any:
@@ -343,9 +354,12 @@ _workspace = Workspace(KEPT_WORKSPACE)
 _generation = 0
 
 
-def shared_workspace(nbytes: int) -> np.ndarray:
-    """The calling thread's scratch memory, at least so long."""
-    return _workspace.get(nbytes, _generation)
+def take_workspace(nbytes: int) -> np.ndarray:
+    """Scratch memory of the calling thread, at least so long, to be given back to :func:`give_workspace`."""
+    return _workspace.take(nbytes, _generation)
+
+
+give_workspace = _workspace.give
 
 
 def execute(
@@ -363,10 +377,13 @@ def execute(
     kernel, out = resolve(choice.row.target), arrays[-1]
     if array_module(out) is np:
         threads = get_num_threads() if threads is None else threads
-        if isinstance(problem, ConvProblem):
-            take = workspace.get if workspace else shared_workspace
-            keywords["workspace"] = take(choice.workspace_bytes)
-        kernel(problem.geometry, *arrays, threads=threads, **keywords)
+        if not isinstance(problem, ConvProblem):
+            kernel(problem.geometry, *arrays, threads=threads, **keywords)
+            return
+        take, give = (workspace.take, workspace.give) if workspace else (take_workspace, give_workspace)
+        scratch = take(choice.workspace_bytes)
+        kernel(problem.geometry, *arrays, threads=threads, workspace=scratch, **keywords)
+        give(scratch)
         return
     with on_device(out):
         if choice.row.workspace is not None:
@@ -414,4 +431,4 @@ def cache_clear() -> None:
     _settle_cached.cache_clear()
     _choose_cached.cache_clear()
     ready_calls.clear()
-    _workspace.get(0, _generation)
+    _workspace.take(0, _generation)

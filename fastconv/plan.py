@@ -30,8 +30,8 @@ from .dispatch import Candidate, DeviceWorkspace, Explanation, Workspace, explai
 from .kernels.geometry import Sizes
 from .problem import ConvProblem, conv_problem, conv_transpose_problem
 from .ranks import per_rank
-from .registry import resolve
 from .settings import get_num_threads
+from .targets import resolve
 
 KNOWN = 64
 """Kinds of arguments on a GPU that a plan remembers having checked."""
@@ -174,7 +174,9 @@ class ConvPlan:
         callers that have checked them already."""
         nbytes = self._choice.workspace_bytes
         if self._on_cpu:
-            self._kernel(x, self._w, self._bias, residual, out, workspace=self._workspace.get(nbytes))
+            workspace = self._workspace.take(nbytes)
+            self._kernel(x, self._w, self._bias, residual, out, workspace=workspace)
+            self._workspace.give(workspace)
             return
         with on_device(x):
             workspace = self._scratch.get(x, nbytes)

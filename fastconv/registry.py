@@ -1,25 +1,24 @@
 """THE table: one row a kernel. Dispatch, tests, benchmarks, documentation and ``explain`` enumerate it.
 
 To add a kernel write one file in ``kernels/`` and one row here; CONTRIBUTING walks through it. A row is data and a
-few pure functions of a problem: nothing here imports a kernel, Numba or CuPy; ``module:function`` strings resolve
-when a kernel first runs.
+few pure functions of a problem (``refusals``, ``costs``, ``bounds``): nothing here imports a kernel, Numba or CuPy;
+``module:function`` strings resolve when a kernel first runs.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from operator import attrgetter
+from functools import partial
 from typing import Any
 
 from .bounds import (
     emulated_bound,
     emulated_typical,
     float64_bound,
+    of_phases,
     sum_bound,
     sum_typical,
     winograd_bound,
@@ -38,6 +37,7 @@ from .costs import (
     pointwise_seconds,
     pool_seconds,
     reference_seconds,
+    winograd_phases_seconds,
     winograd_seconds,
 )
 from .costs_cuda import (
@@ -51,7 +51,26 @@ from .costs_cuda import (
     cuda_winograd_seconds,
 )
 from .kernels.winograd_matrices import VARIANTS, Variant
-from .problem import ITEMSIZE, ConvProblem, PoolProblem, Problem
+from .problem import ITEMSIZE, Problem
+from .refusals import (
+    always,
+    bf16x3_winograd_why_not,
+    cuda_plane_too_large,
+    cuda_winograd_fused_why_not,
+    cuda_winograd_why_not,
+    is_pointwise,
+    no_bfloat16_products,
+    not_a_cuda_pointwise,
+    not_a_cuda_product,
+    not_cuda_depthwise,
+    not_for_bf16x3,
+    not_narrow,
+    not_pointwise,
+    plane_too_large,
+    winograd_phases_why_not,
+    winograd_why_not,
+)
+from .targets import CPU, CUDA, resolve
 
 Predicate = Callable[[Any], str | None]
 
@@ -110,148 +129,9 @@ class Row:
         return f"{self.device}/{self.op}/{self.direction}/{self.algorithm}"
 
 
-@cache  # bounded by the table
-def resolve(target: str) -> Callable[..., Any]:
-    """The function a ``module:function`` string names; ``module:variant.function`` where a module has variants.
-
-    >>> resolve("fastconv.kernels.reference:forward").__name__
-    'forward'
-    """
-    module, function = target.split(":")
-    kernel: Callable[..., Any] = attrgetter(function)(importlib.import_module(module))
-    return kernel
-
-
-# -------------------------------------------------------------------------------------------------- when rows refuse
-
-
-def always(problem: Problem) -> str | None:
-    return None
-
-
-def winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    kernel = (1, *g.kernel_size)[-2:]
-    if (1, *g.stride)[-2:] != variant.strides:
-        return f"computes stride {variant.stride}, not {g.stride}"
-    if variant.stride > 1 and max(g.dilation[-2:]) > 1:
-        return f"computes dilation 1, not {g.dilation}"
-    if variant.stride > 1 and g.rank > 2 and g.kernel_size[0] > 1:
-        return f"computes kernels of one slice at stride 2, not {g.kernel_size}"
-    if kernel != variant.kernel:
-        return f"computes kernels {variant.kernel}, not {kernel}"
-    return None
-
-
-def not_flat(problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    return "computes images, not volumes" if g.rank > 2 else None
-
-
-def bf16x3_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    return no_amx(problem) or not_flat(problem) or winograd_why_not(variant, problem)
-
-
-def cuda_winograd_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    if problem.direction == "grad_input" and g.padding_mode != "zeros":
-        return "folds no padded gradient"
-    if any(d != 1 for d in g.dilation):
-        return f"computes dilation 1, not {g.dilation}"
-    return not_flat(problem) or winograd_why_not(variant, problem)
-
-
-def cuda_winograd_fused_why_not(variant: Variant, problem: ConvProblem) -> str | None:
-    reason = cuda_winograd_why_not(variant, problem)
-    if reason is not None:
-        return reason
-    zeros = problem.geometry.padding_mode == "zeros"
-    needed = resolve(f"{CUDA}winograd_fused:shared_bytes")(zeros)
-    available = resolve(f"{CUDA}module:least_shared_bytes")()
-    if needed <= available:
-        return None
-    return f"needs {needed} bytes of shared memory a block, the GPU (or one of them) has {available}"
-
-
-def _plane_too_large(problem: PoolProblem) -> str | None:
-    g = problem.geometry
-    plane = math.prod(g.input_size) * (g.channels if problem.layout == "channels_last" else 1)
-    return None if plane < 2**31 else f"counts positions in 32 bits, a plane has {plane} elements"
-
-
-def _cuda_plane_too_large(problem: PoolProblem) -> str | None:
-    plane = math.prod(problem.geometry.input_size)
-    return None if plane < 2**31 else f"counts positions of a plane in 32 bits, there are {plane}"
-
-
-def is_pointwise(problem: ConvProblem) -> str | None:
-    return None if not_pointwise(problem) else "is called pointwise where the kernel is 1x1"
-
-
-def not_pointwise(problem: ConvProblem) -> str | None:
-    kernel = problem.geometry.kernel_size
-    return None if max(kernel) == 1 else f"computes 1x1 kernels, not {kernel}"
-
-
-NARROW_GROUP = 16  # channels: wider groups fill the tiles of a matrix product
-
-
-def not_narrow(problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    inputs = (g.out_channels if problem.direction == "grad_input" else g.in_channels) // g.groups
-    if g.groups > 1 and inputs <= NARROW_GROUP:
-        return None
-    count = "is 1 group" if g.groups == 1 else f"are {g.groups} groups"
-    return f"is for groups of at most {NARROW_GROUP} channels, here there {count} of {inputs}"
-
-
-def not_cuda_depthwise(problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    if g.in_channels != g.groups:
-        return f"is for groups of one input channel, here they have {g.in_channels // g.groups}"
-    if problem.direction == "grad_input" and g.padding_mode != "zeros":
-        return f"gathers input gradients of zero padding, not {g.padding_mode}"
-    return None
-
-
-def no_bfloat16_products(problem: ConvProblem) -> str | None:
-    if problem.direction == "grad_input" and problem.geometry.padding_mode != "zeros":
-        return "folds no padded gradient, which would have to be held in float32"
-    reason: str | None = resolve(f"{CPU}bfloat16:unavailable")()
-    return reason
-
-
-def no_amx(problem: ConvProblem) -> str | None:
-    reason: str | None = resolve(f"{CPU}amx:unavailable")()
-    return reason
-
-
-def not_for_bf16x3(problem: ConvProblem) -> str | None:
-    return no_amx(problem) or (None if not_narrow(problem) else "pads each group to 32 channels, which here are few")
-
-
-CUDA_POSITIONS = 2**31 - 128
-"""Positions that an int counts, to the end of the last tile."""
-
-
-def not_a_cuda_product(problem: ConvProblem) -> str | None:
-    g = problem.geometry
-    if problem.direction == "grad_input" and g.padding_mode != "zeros":
-        return f"folds no gradient of an input padded by {g.padding_mode}"
-    if g.batch * max(math.prod(g.input_size), math.prod(g.output_size)) > CUDA_POSITIONS:
-        return "counts positions in 32 bits"
-    return None
-
-
-def not_a_cuda_pointwise(problem: ConvProblem) -> str | None:
-    return not_pointwise(problem) or not_a_cuda_product(problem)
-
-
 # ---------------------------------------------------------------------------------------------------------- the table
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
-CPU = "fastconv.kernels.cpu."
-CUDA = "fastconv.kernels.cuda."
 REFERENCE = "fastconv.kernels.reference:"
 
 CORRELATIONS = ("forward", "grad_input")
@@ -357,6 +237,30 @@ BF16X3 = ("f4x4_3x3", "f4x4_5x5")
 together the fastest on 12 of 128 layers (2 threads of a Sapphire Rapids server), these two on 18."""
 
 
+PHASES = ("f4x4_3x3",)
+"""Variants for strides with as many taps a phase; others are told in ``kernels/cpu/winograd_phases.py``."""
+
+
+def _winograd_phases(variant: Variant) -> Iterator[Row]:
+    """The same for a stride, whose phases are channels."""
+    rows, columns = variant.kernel
+    return _conv(
+        f"winograd_{variant.name}_phases",
+        f"phases of the stride as channels, of {rows}x{columns} taps each: {variant.multiplications} products for "
+        f"{variant.rows[0]}x{variant.columns[0]} outputs; strides from 2",
+        partial(winograd_phases_seconds, variant),
+        directions=("forward",),
+        workspace=f"winograd_phases:{variant.name}.{{}}_workspace",
+        module="winograd_phases",
+        variant=variant.name,
+        dtypes=("float32", "float64"),
+        why_not=partial(winograd_phases_why_not, variant),
+        **_winograd_fields(variant)
+        | {"bound": partial(of_phases, partial(winograd_bound, variant))}
+        | {"typical": partial(of_phases, partial(winograd_typical, variant))},
+    )
+
+
 def _bf16x3_winograd(variant: Variant) -> Iterator[Row]:
     """The same with products by AMX."""
     m = "x".join(str(outputs) for outputs, _ in (variant.rows, variant.columns))
@@ -404,7 +308,7 @@ def _pool(op: str, stem: str, summary: str) -> Iterator[Row]:
             target=f"{CPU}pool:{stem}_{direction}",
             summary=summary,
             dtypes=FLOATS,
-            why_not=_plane_too_large,
+            why_not=plane_too_large,
             seconds=pool_seconds,
             bound=sum_bound,
             typical=sum_typical,
@@ -424,7 +328,7 @@ def _cuda_pool(op: str, stem: str, summary: str, forward: str, gradient: str) ->
             instances=f"{CUDA}pool:{kernels}.instances",
             summary=summary,
             dtypes=FLOATS,
-            why_not=_cuda_plane_too_large,
+            why_not=cuda_plane_too_large,
             seconds=cuda_pool_seconds,
             bound=sum_bound,
             typical=sum_typical,
@@ -488,6 +392,7 @@ ROWS: tuple[Row, ...] = (
         why_not=not_narrow,
     ),
     *itertools.chain.from_iterable(map(_winograd, VARIANTS)),
+    *itertools.chain.from_iterable(map(_winograd_phases, (v for v in VARIANTS if v.name in PHASES))),
     *itertools.chain.from_iterable(map(_bf16x3_winograd, (v for v in VARIANTS if v.name in BF16X3))),
     *_conv(
         "direct_bfloat16",

@@ -32,8 +32,8 @@ from .machine import fingerprint
 from .measurements import Entry, Table, location, plain, read, versions
 from .problem import ConvProblem, Problem
 from .problem_files import read_problems
-from .registry import resolve
 from .settings import Options, get_num_threads, options
+from .targets import resolve
 
 __all__ = [
     "Entry", "Stale", "Table", "load", "location", "measure", "merge", "read", "read_problems", "suite_problems",

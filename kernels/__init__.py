@@ -41,9 +41,8 @@ Pooling kernels take a :class:`~fastconv.kernels.geometry.PoolGeometry`:
 
 ``indices`` are flat within one unpadded channel plane (as PyTorch's), -1 where a window holds no element.
 
-Zero padding is multiplied like any other element: non-finite *weights* make NaN where their window touches padding,
-also in ``grad_input``, where ``reference.py`` does not multiply it. (Winograd on the CPU leaves out slices of a volume
-that are padding alone, where all outputs of a block allow it.) Non-finite x and dy give what the reference gives.
+Zero padding may be multiplied like any other element: non-finite *weights* may make NaN where windows touch padding,
+also in ``grad_input``, where ``reference.py`` does not multiply it. Non-finite x and dy give what the reference gives.
 
 Arrays are float32 or float64, all of one dtype; CPU kernels also take float16 and bfloat16, which they
 compute in float32. ``reference.py`` follows the same contract and computes in float64 whatever it is given.

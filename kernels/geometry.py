@@ -382,3 +382,23 @@ def transposed_phases(geometry: ConvGeometry) -> Iterator[Phase]:
     for combination in product(*axes):
         grid, taps, n, k, pads, step = zip(*combination, strict=True)
         yield Phase(grid, None if None in taps else taps, n, k, pads, step)
+
+
+@lru_cache(maxsize=1024)
+def phases_as_channels(geometry: ConvGeometry) -> ConvGeometry:
+    """The same convolution without a stride and padding: each phase of the padded input as channels of its own.
+
+    A phase sees every ``stride``-th tap, the last of which may be beyond the kernel, where taps are zeros.
+
+    >>> g = ConvGeometry(1, 3, 64, (224, 224), (11, 11), stride=(4, 4), padding=((2, 2), (2, 2)))
+    >>> inner = phases_as_channels(g)
+    >>> inner.in_channels, inner.input_size, inner.kernel_size, inner.output_size == g.output_size
+    (48, (57, 57), (3, 3), True)
+    """
+    g, ones = geometry, (1,) * geometry.rank
+    taps = tuple(-(-k // s) for k, s in zip(g.kernel_size, g.stride, strict=True))
+    size = tuple(n + r - 1 for n, r in zip(g.output_size, taps, strict=True))
+    channels = g.in_channels * math.prod(g.stride)
+    return ConvGeometry(
+        g.batch, channels, g.out_channels, size, taps, ones, ((0, 0),) * g.rank, ones, g.groups
+    )  # fmt: skip

@@ -138,13 +138,15 @@ class Variant(NamedTuple):
     """F(m, r) along the rows (height) and along the columns (width) of an image; F(1, 1) leaves an axis alone.
 
     With stride 2 it is F(m, r) of each phase of the input: every second row and column under every second tap. A kernel
-    of 2 r - 1 taps has r for even inputs and r - 1 for odd ones, whose product at ∞, the last tap's, is zero.
+    of 2 r - 1 taps has r for even inputs and r - 1 for odd ones, whose product at ∞, the last tap's, is zero; one of
+    2 r taps (``even``) has r for both.
     """
 
     name: str
     rows: tuple[int, int]
     columns: tuple[int, int]
     stride: int = 1
+    even: bool = False
 
     @property
     def strides(self) -> tuple[int, int]:
@@ -158,7 +160,8 @@ class Variant(NamedTuple):
 
     @property
     def kernel(self) -> tuple[int, int]:
-        rows, columns = (self.stride * (r - 1) + 1 for r in (self.rows[1], self.columns[1]))
+        last = self.stride if self.even else 1  # how many phases have an r-th tap
+        rows, columns = (self.stride * (r - 1) + last for r in (self.rows[1], self.columns[1]))
         return (rows, columns)
 
     @property
@@ -183,7 +186,8 @@ class Variant(NamedTuple):
     @property
     def multiplications(self) -> int:
         """Of a tile and an input channel: one for each element of each phase that is not zero."""
-        return math.prod(n * s - (s - 1) for n, s in zip(self.points, self.strides, strict=True))
+        zero = 0 if self.even else 1
+        return math.prod(n * s - zero * (s - 1) for n, s in zip(self.points, self.strides, strict=True))
 
     @property
     def amplification(self) -> float:
@@ -222,7 +226,10 @@ VARIANTS = (
     Variant("f6x6_3x3", (6, 3), (6, 3)),
     Variant("f2x2_5x5", (2, 5), (2, 5)),
     Variant("f4x4_5x5", (4, 5), (4, 5)),
+    Variant("f4x4_2x2", (4, 2), (4, 2)),
     Variant("s2_f2x2_3x3", (2, 2), (2, 2), 2),
+    Variant("s2_f2x2_4x4", (2, 2), (2, 2), 2, even=True),
+    Variant("s2_f4x4_4x4", (4, 2), (4, 2), 2, even=True),
     Variant("s2_f2x2_5x5", (2, 3), (2, 3), 2),
     Variant("f2_3", (1, 1), (2, 3)),
     Variant("f4_3", (1, 1), (4, 3)),

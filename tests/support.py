@@ -13,7 +13,8 @@ import pytest
 
 from fastconv.kernels.cpu import blocking, planar_blocking
 from fastconv.kernels.cuda import module
-from fastconv.registry import Row, resolve
+from fastconv.registry import Row
+from fastconv.targets import resolve
 from fastconv.testing import check_row
 
 from .cuda_emulator.driver import Emulator, build, unavailable

@@ -20,7 +20,7 @@ CLEAR = [
     ("depthwise/96x56-96k7g96", 16, "grad_weight", "direct"),
     ("first/3x224-64k7s2", 1, "forward", "direct_planar"),
     ("awkward/1x1024-8k5", 1, "forward", "direct_planar"),
-    ("awkward/512x14-512k3g32", 16, "forward", "direct_planar"),
+    ("awkward/512x14-512k3g32", 16, "forward", "winograd_f5x5_3x3"),
     ("pointwise/64x56-256k1", 16, "forward", "pointwise"),
     ("pointwise/2048x7-512k1", 1, "forward", "direct"),
     ("pointwise/512x28-128k1", 16, "grad_weight", "im2col"),

@@ -13,9 +13,11 @@ import fastconv as fc
 from fastconv import dispatch, registry, settings
 from fastconv.bounds import sum_bound
 from fastconv.dispatch import choose
+from fastconv.kernels.cpu import bound
 from fastconv.problem import adaptive_pool_problem, conv_problem, conv_transpose_problem, pool_problem, unpool_problem
 from fastconv.registry import ROWS, Row
 from fastconv.settings import Options
+from fastconv.targets import resolve
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 LAYOUTS = ("channels_first", "channels_last")
@@ -231,11 +233,37 @@ def test_caches_are_bounded_and_clear():
 
 def test_a_large_workspace_is_not_kept():
     space = dispatch.Workspace(1000)
-    assert space.get(2000).size == 2000
-    assert space.buffer.size == 0
-    assert space.get(500) is space.buffer
-    assert space.get(100) is space.buffer
-    assert space.get(500).ctypes.data % 64 == 0
+    small, large = space.take(500), space.take(2000)
+    assert (small.size, large.size) == (500, 2000)
+    assert small.ctypes.data % 64 == 0
+    space.give(small)
+    space.give(large)
+    assert space.take(100) is small
+    assert space.take(100) is not small  # it is out
+
+
+def test_a_call_that_interrupts_another_has_a_workspace_of_its_own(monkeypatch):
+    """As in a signal handler, between the two steps of a weight gradient and of a transposed depthwise convolution."""
+    x, w = np.ones((1, 32, 12, 12), np.float32), np.ones((32, 32, 3, 3), np.float32)
+    dy, nan, launch, interrupted = np.ones((1, 32, 10, 10), np.float32), np.full_like(x, np.nan), bound.launch, []
+    calls = (
+        lambda x: fc.grad.conv2d_weight(x, w.shape, dy),
+        lambda x: fc.conv_transpose2d(x, w[:, :1], groups=32, algorithm="depthwise"),
+    )
+    for call in calls:
+        want = call(x)
+
+        def interrupting(*args, call=call):
+            if not interrupted:
+                interrupted.append(True)
+                call(nan)
+            launch(*args)
+
+        monkeypatch.setattr(bound, "launch", interrupting)
+        for _ in range(3):
+            interrupted.clear()
+            np.testing.assert_array_equal(call(x), want)
+        monkeypatch.setattr(bound, "launch", launch)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1", 1), ("1,4", 1), ("junk", None), ("", None)])
@@ -253,6 +281,6 @@ def test_row_names_are_unique_and_resolve():
     names = [r.name for r in ROWS]
     assert len(set(names)) == len(names)
     for row in ROWS:
-        assert callable(registry.resolve(row.target))
+        assert callable(resolve(row.target))
         for extra in (row.workspace, row.prepare):
-            assert extra is None or callable(registry.resolve(extra))
+            assert extra is None or callable(resolve(extra))

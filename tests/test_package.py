@@ -29,7 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("kernels.reference", "kernels.cpu.*", "kernels.cuda.*"),
     ("arguments", "problem", "arrays"),
     ("machine", "problem_files", "measurements"),
-    ("bounds", "costs", "costs_cuda", "pooled", "registry"),
+    ("bounds", "costs", "costs_cuda", "pooled", "refusals", "registry", "targets"),
     ("settings", "dispatch"),
     ("call", "pooling", "functional", "grad", "plan"),
     (

@@ -63,6 +63,9 @@ CONVS = {
     "strided": conv(2, (1, 18, 11, 14), (35, 18, 3, 3), stride=2, padding=1),
     "signal_strided": conv(1, (2, 20, 51), (36, 20, 3), stride=2),
     "signal_of_neighbours": conv(1, (2, 8, 50), (36, 8, 3), padding=1),
+    "two_by_two": conv(2, (2, 18, 9, 11), (35, 18, 2, 2)),
+    "even": conv(2, (1, 18, 12, 15), (35, 18, 4, 4), stride=2, padding=1),
+    "eleven_by_eleven": conv(2, (2, 3, 29, 33), (18, 3, 11, 11), stride=4, padding=2),
     "five_by_five": conv(2, (2, 18, 13, 15), (35, 18, 5, 5), padding=2),
     "long_kernel": conv(1, (1, 1, 300), (20, 1, 100), stride=5),
     "volume": conv(3, (1, 3, 5, 6, 7), (6, 3, 3, 3, 3), stride=(1, 2, 2), padding=1),
@@ -105,8 +108,9 @@ def test_sixteen_bit_rows_accumulate_in_float32(row, dtype):
 @pytest.mark.parametrize("row", [r for r in CONV_ROWS if r.direction != "grad_weight"], ids=lambda r: r.name)
 def test_epilogues_are_fused(row):
     names = "above_a_tile", "grouped", "depthwise", "signal", "signal_of_neighbours", "five_by_five", "pointwise"
+    names += "two_by_two", "even", "eleven_by_eleven"
     if "_s2_" in row.algorithm:
-        names = "strided", "signal_strided", "depthwise_multiplier"
+        names = "strided", "signal_strided", "depthwise_multiplier", "even"
     problems = [
         replace(
             CONVS[name],

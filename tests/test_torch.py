@@ -67,6 +67,7 @@ def test_operators_keep_pytorchs_rules(name):
 
 @pytest.mark.parametrize("name", [n for n in OPERATORS if n != "max_pool, no indices"])
 def test_gradients_and_their_gradients(name):
+    """As PyTorch runs them, and the short way, where nothing else watches."""
     operator, arguments = OPERATORS[name]
     places = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.requires_grad]
 
@@ -74,10 +75,13 @@ def test_gradients_and_their_gradients(name):
         changed = list(arguments)
         for place, t in zip(places, tensors, strict=True):
             changed[place] = t
-        result = operator(*changed)
+        result = way(*changed)
         return result[0] if isinstance(result, tuple) else result
 
     given = [arguments[i] for i in places]
+    way = operator.op
+    assert torch.autograd.gradcheck(call, given, fast_mode=True)
+    way = operator
     assert torch.autograd.gradcheck(call, given, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
 
@@ -193,6 +197,21 @@ def test_vmap_of_gradients_and_pools():
             return home.avg_pool2d(home.max_pool2d(home.conv2d(x[None], w), 2), 3).square().sum()
 
         return torch.func.vmap(torch.func.grad(loss), (None, 0))(w, images)
+
+    torch.testing.assert_close(gradients(fct), gradients(F))
+
+
+def test_several_gradients_at_once():
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(5, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    back = torch.randn(5, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def gradients(home):
+        y = home.conv_transpose2d(home.conv2d(x, w, padding=1), back, stride=2)
+        y = home.avg_pool2d(home.lp_pool2d(home.max_pool2d(y, 2), 2, 2), 2)
+        return torch.autograd.grad(
+            y, (x, w, back), torch.arange(4.0 * y.numel()).reshape(4, *y.shape).double(), is_grads_batched=True
+        )
 
     torch.testing.assert_close(gradients(fct), gradients(F))
 
@@ -418,6 +437,11 @@ def test_the_short_way_is_taken_where_nobody_looks_and_only_there(monkeypatch):
     with Watch(), torch.no_grad():
         fct.conv2d(x, w)
     assert torch.ops.fastconv.conv.default in seen
+    seen.clear()
+    with Watch():
+        fct.conv2d(x, w)
+    assert torch.ops.fastconv.conv.default in seen
+    assert fct.conv2d(x, w).grad_fn.name() == "Recorded_convBackward"
 
 
 def test_numbers_are_fastconvs():

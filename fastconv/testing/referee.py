@@ -28,7 +28,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..kernels import reference
 from ..kernels.geometry import ConvGeometry, Sizes, source_indices, span
 from ..problem import ConvProblem, PoolProblem, Problem
-from ..registry import Row, resolve
+from ..registry import Row
+from ..targets import resolve
 from .checks import Array, assert_matches, assert_rms, dtype_of, integers
 
 SLOPES = {
@@ -218,9 +219,9 @@ def neighbourhood(g: ConvGeometry, direction: str, data: Array, w: Array, tile: 
     Tiles of m outputs and kernels of r taps may lie anywhere around output o, so its tile's inputs are among
     s (o - (m - 1)) ... s (o + m - 1) + r - 1 of the padded input, s the stride: a box of 2 s (m - 1) + r, in steps of
     the dilation, and at stride 2, where m > 1, one more, under the tap that odd inputs lack. For an input gradient the
-    padded input's gradient at i depends on dy (at a stride, where m is 1, with zeros between) around i - (r - 1) ... i
-    likewise, and is then folded back; also where negative padding cuts i off: that gradient is 0, but computed in a
-    tile with others.
+    padded input's gradient at i depends on dy (at a stride, with zeros between, and tiles of outputs s apart) around
+    i - (r - 1) ... i likewise, and is then folded back; also where negative padding cuts i off: that gradient is 0, but
+    computed in a tile with others.
     """
     outputs = (1, *tile)[-g.rank :]
     forward = direction == "forward"
@@ -233,12 +234,13 @@ def neighbourhood(g: ConvGeometry, direction: str, data: Array, w: Array, tile: 
     for axis, (m, r, s, d, source, more) in enumerate(axes, 2):
         if forward:
             data = np.take(data, source, axis) * (source >= 0).reshape((-1,) + (1,) * (data.ndim - axis - 1))
-        odd, left_over = s - 1 if m > 1 else 0, 0
+        odd, left_over = s - 1 if forward and m > 1 else 0, 0
         if not forward and s > 1:  # zeros between what strides skip, as far as the padded input goes
             at = np.arange(data.shape[axis]) * s
             spread = np.zeros((at[-1] + 1, *np.delete(data.shape, axis)))
             spread[at] = np.moveaxis(data, axis, 0)
-            data, left_over, s = np.moveaxis(spread, 0, axis), source.size - at[-1] - span(r, d), 1
+            left_over = source.size - sum(more) - at[-1] - span(r, d)
+            data, m, s = np.moveaxis(spread, 0, axis), s * (m - 1) + 1, 1  # a tile is of outputs s apart
         wide = (s * (m - 1) if forward else m + r - 2) * d
         ends = (wide + more[0], wide + more[1] + odd + left_over)
         data = np.pad(data, [ends if a == axis else (0, 0) for a in range(data.ndim)])

@@ -61,6 +61,7 @@ def plan(f: Variant, c: Correlation, threads: int) -> Plan:
         0,
         0,
         0,
+        SIDE,
         c.group_inputs,
         c.group_inputs,
         slab_columns,

@@ -80,6 +80,16 @@ def _strides(strides: tuple[int, ...] | None, itemsize: int) -> tuple[int, ...]:
     return (0, n, c, *(0,) * (3 - len(spatial)), *spatial)
 
 
+class Call(NamedTuple):
+    """What a kernel may be chosen by: the arrays' strides are in elements, of (N, C, D, H, W)."""
+
+    itemsize: int
+    x: tuple[int, ...]
+    out: tuple[int, ...]
+    residual: bool
+    activation: str | None
+
+
 @lru_cache(maxsize=1024)
 def bind(
     kernel: Any, prepare: Prepare, c: Correlation, dtype: np.dtype, threads: int, x: tuple[int, ...],
@@ -87,10 +97,11 @@ def bind(
 ) -> Bound:  # fmt: skip
     """The correlation ``c`` (compared by identity) of arrays with these strides, in bytes.
 
-    ``kernel`` is compiled, or a plain function (c, x's strides in elements) that picks one.
+    ``kernel`` is compiled, or a plain function that picks one for a :class:`Call`.
     """
     if isfunction(kernel):
-        kernel = kernel(c, _strides(x, dtype.itemsize)[1:])
+        size = dtype.itemsize
+        kernel = kernel(c, Call(size, _strides(x, size)[1:], _strides(out, size)[1:], residual is not None, activation))
     threads = c.useful_threads(threads)
     fixed, kept = prepare(c, dtype.itemsize, threads)
     arrays = (_strides(strides, dtype.itemsize) for strides in (x, out, residual))

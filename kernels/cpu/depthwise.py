@@ -12,13 +12,15 @@ lines of them, so that a loaded vector serves every tap along the tile's lines:
     item: an image, a group (NCHW), a band of output rows; threads share the items
         the table of line addresses: rows (pixels) of x in place; zeros where padding shows none
         for each output channel of the group (or vector of channels)
-            tiles, or strips of rows (3x3, see ``window_slide``): sums in registers, bias, relu, stores    x, w -> out
+            tiles: sums in registers, bias, relu, stores    x, w -> out
             with a residual or another activation: sums in L1, finished there
 
 NCHW rows are read in place, and a little of what lies beside them (of the first and last rows of x, where that may not
 be memory, a copy), where neighbouring outputs read neighbouring elements. Otherwise (a stride along the row,
 padding that is not zeros, another layout) a band's rows are copied to a slab in L1, padded, the columns of each phase
 of the stride together.
+
+Squares of 3, 5 and 7 whose rows are read in place, without a residual, are left to ``depthwise_slide`` (AVX-512).
 
 Weights of a plain call are not packed for lanes of pixels: a channel's are put in the order of its passes before its
 tiles, by the thread that needs them (576 channels of 14x14, two threads: 73 to 45 us; one thread packed them for both
@@ -38,241 +40,45 @@ import numpy as np
 from . import depthwise_plan, simd
 from .arrays import KIND, Workspace, address, aligned_empty
 from .blocking import Correlation, round_up
-from .bound import Prepare
+from .bound import Call, Prepare
 from .compile import jit
+from .depthwise_lines import (
+    FIELD_COUNT,
+    Layout,
+    find_lines,
+    find_pixels,
+    find_rows,
+    gather_taps,
+    pack_lines,
+    rows_in_memory,
+)
 from .depthwise_plan import (
+    ABSENT,
     EVENS,
-    RUNS,
-    TILES,
     Pass,
+    in_place,
     neighbours,
     packed_sizes,
     places,
     plan,
     reached,
 )
-from .epilogue import RELU6, finish
+from .depthwise_slide import SLIDES, slides_down
+from .epilogue import RELU6, activation_id, finish
 from .gemm import zero
 from .phases import entry_points
-from .simd import copy, keep_whole, load, pointer, shift, store, unpack, vector_lanes
+from .simd import load, pointer, shift, store, unpack, vector_lanes
 from .threads import run_shares
-from .window import HIGH, LINES, MERGES, NARROW, TALL, WIDE, WIDTH, channel_window, copy_even, pixel_window
-from .window_slide import STRIP, slide, slides
+from .window import HIGH, LINES, MERGES, NARROW, TALL, WIDE, WIDTH, channel_window, pixel_window
+from .window_slide import AHEAD
 
-
-class Layout(NamedTuple):
-    """What the compiled functions are told, as integers: addresses, then strides and sizes in elements."""
-
-    x: int
-    x_n: int
-    x_c: int
-    x_d: int
-    x_h: int
-    x_w: int
-    out: int
-    out_n: int
-    out_c: int
-    out_d: int
-    out_h: int
-    out_w: int
-    residual: int  # 0: none
-    residual_n: int
-    residual_c: int
-    residual_d: int
-    residual_h: int
-    residual_w: int
-    bias: int  # 0: none
-    activation: int
-    weights: int  # packed
-    scratch: int  # thread t's begins at scratch + t * thread_bytes
-    # from here on the same in every call with this geometry
-    thread_bytes: int
-    zeros_bytes: int
-    sums_bytes: int
-    table_bytes: int
-    weights_bytes: int
-    places: int  # in w, of the weights of an output channel, where they are not packed; else 0
-    w_g: int
-    w_k: int
-    itemsize: int
-    source_d: int  # input position of each padded position, -1 for a zero
-    source_h: int
-    source_w: int
-    passes: int  # lanes of pixels: rows of (tile, segments, how many, weights, distance of the second run)
-    pass_count: int
-    channel_passes: int
-    channel_pass_count: int
-    row_segments: int  # rows of x in place: rows of (index in the table, offset, position)
-    slab_segments: int
-    channel_segments: int
-    row_first: int  # the position of padded column 0, and how many there are
-    row_limit: int  # 0: rows cannot be read in place
-    row_end: int  # the position after those that are read
-    in_depth: int
-    in_height: int
-    slides: int  # rows in place may be gone through strip by strip
-    far: int  # x and out do not stay in the caches
-    batch: int
-    groups: int
-    group_inputs: int
-    group_outputs: int
-    taps: int  # weights of an output channel
-    channel_weights: int  # where the weights for lanes of channels begin
-    rows: int  # of a band
-    channel_rows: int
-    kernel_d: int
-    stride_d: int
-    dilation_d: int
-    out_depth: int
-    stride_h: int
-    span_h: int
-    places_h: int  # of a phase in the table
-    out_height: int
-    stride_w: int
-    places_w: int
-    channel_places: int
-    width: int  # padded
-    inner: int  # where a phase's columns show neighbours: rows of (first place, last, input column of the first)
-    out_width: int
-
-
-_FIELDS = len(Layout._fields)
 _PASS = 5
-ABSENT = np.iinfo(np.int64).min  # the offset of a row of padding
-
-
-@jit(inline=True)
-def pack_edge(table, source, target, phase, first, last):
-    """Places ``first`` to ``last`` of a phase of a row, looked up one by one."""
-    keep_whole()
-    g = Layout(*unpack(table, _FIELDS))
-    for i in range(first, last):
-        column = i * g.stride_w + phase
-        at = load(pointer(g.source_w, 0), column) if column < g.width else -1
-        store(target, i, load(source, at * g.x_w) if at >= 0 else 0.0)
-
-
-@jit(inline=True)
-def pack_line(table, source, target):
-    """A row of x, padded, the columns of each phase of the stride together."""
-    keep_whole()
-    g = Layout(*unpack(table, _FIELDS))
-    for phase in range(g.stride_w):
-        t, inner = shift(target, phase * g.places_w), shift(pointer(g.inner, 0), 3 * phase)
-        first, last = load(inner, 0), load(inner, 1)
-        pack_edge(table, source, t, phase, 0, first)
-        pack_edge(table, source, t, phase, last, g.places_w)
-        start, t, n = shift(source, load(inner, 2) * g.x_w), shift(t, first), last - first
-        if g.x_w == 1 and g.stride_w == 1:
-            copy(start, t, n)
-        elif g.x_w == 1 and g.stride_w == 2:
-            copy_even(start, t, n)
-        else:
-            for i in range(n):
-                store(t, i, load(start, i * g.stride_w * g.x_w))
-
-
-@jit(inline=True)
-def find_rows(table, offsets, od, oh0, rows):
-    """Where the rows under a band lie in a group of an image, in bytes, ABSENT for padding: ``[channel][plane][phase of
-    the row stride][row]``, then the least and the greatest."""
-    keep_whole()
-    g = Layout(*unpack(table, _FIELDS))
-    at, lowest, highest = 0, -ABSENT - 1, ABSENT
-    source_d, source_h = pointer(g.source_d, 0), pointer(g.source_h, 0)
-    used = (rows - 1) * g.stride_h + g.span_h
-    for c in range(g.group_inputs):
-        for kd in range(g.kernel_d):
-            d = load(source_d, od * g.stride_d + kd * g.dilation_d)
-            for phase in range(g.stride_h):
-                for i in range(g.places_h):
-                    row = i * g.stride_h + phase
-                    h = load(source_h, oh0 * g.stride_h + row) if row < used else -1
-                    where = (c * g.x_c + d * g.x_d + h * g.x_h) * g.itemsize
-                    if d >= 0 and h >= 0:
-                        lowest, highest = min(lowest, where), max(highest, where)
-                    else:
-                        where = ABSENT
-                    store(offsets, at, where)
-                    at += 1
-    store(offsets, at, lowest)
-    store(offsets, at + 1, highest)
-    return at
-
-
-@jit(inline=True)
-def find_lines(table, lines, offsets, count, start, zeros, slab, first, last, kind):
-    """The addresses of rows in place, or of a copy where what is read beside the row may not be: beside the rows from
-    ``first`` to ``last`` it may."""
-    keep_whole()
-    if load(offsets, count + 1) == ABSENT or (
-        start + load(offsets, count) >= first and start + load(offsets, count + 1) <= last
-    ):
-        for i in range(count):
-            where = load(offsets, i)
-            store(lines, i, zeros if where == ABSENT else start + where)
-        return
-    g = Layout(*unpack(table, _FIELDS))
-    for i in range(count):
-        where = load(offsets, i)
-        if where != ABSENT and not first <= start + where <= last:
-            slab -= min(0, g.row_first) * g.itemsize
-            copy(pointer(start + where, kind), pointer(slab, kind), g.row_limit)
-            store(lines, i, slab)
-            slab += g.row_end * g.itemsize
-        else:
-            store(lines, i, zeros if where == ABSENT else start + where)
-
-
-@jit(inline=True)
-def pack_lines(table, lines, offsets, count, start, zeros, slab, kind):
-    """Rows packed into the slab, and their addresses there."""
-    keep_whole()
-    g = Layout(*unpack(table, _FIELDS))
-    for i in range(count):
-        where = load(offsets, i)
-        if where == ABSENT:
-            store(lines, i, zeros)
-        else:
-            pack_line(table, pointer(start + where, kind), pointer(slab, kind))
-            store(lines, i, slab)
-            slab += g.stride_w * g.places_w * g.itemsize
-
-
-@jit(inline=True)
-def find_pixels(table, lines, zeros, n, od, oh0, rows):
-    """The addresses of the pixels under a band: ``[plane][row][phase of the column stride][column]``."""
-    keep_whole()
-    g = Layout(*unpack(table, _FIELDS))
-    at = 0
-    source_d, source_h, source_w = pointer(g.source_d, 0), pointer(g.source_h, 0), pointer(g.source_w, 0)
-    slots = (g.channel_rows - 1) * g.stride_h + g.span_h
-    used = (rows - 1) * g.stride_h + g.span_h
-    for kd in range(g.kernel_d):
-        d = load(source_d, od * g.stride_d + kd * g.dilation_d)
-        for row in range(slots):
-            h = load(source_h, oh0 * g.stride_h + row) if row < used else -1
-            where = n * g.x_n + d * g.x_d + h * g.x_h
-            for phase in range(g.stride_w):
-                for i in range(g.channel_places):
-                    column = i * g.stride_w + phase
-                    w = load(source_w, column) if column < g.width else -1
-                    inside = d >= 0 and h >= 0 and w >= 0
-                    store(lines, at, g.x + (where + w * g.x_w) * g.itemsize if inside else zeros)
-                    at += 1
-
-
-@jit(inline=True)
-def gather_taps(source, places, target, taps):
-    """An output channel's weights in the order of its passes."""
-    for i in range(taps):
-        store(target, i, load(source, load(places, i)))
 
 
 @jit
 def pixel_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation, lanes being pixels."""
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELD_COUNT))
     lanes = vector_lanes(kind)
     memory = g.scratch + t * g.thread_bytes
     zeros, sums = memory, pointer(memory + g.zeros_bytes, kind)
@@ -281,27 +87,20 @@ def pixel_range(t, threads, table, chunk, kind):
     own = pointer(memory + g.zeros_bytes + g.sums_bytes + g.table_bytes, kind)
     slab = memory + g.zeros_bytes + g.sums_bytes + g.table_bytes + g.weights_bytes
     zero(pointer(zeros, kind), g.zeros_bytes // g.itemsize)
-    in_place = g.x_w == 1 and g.row_limit > 0
+    beside = g.x_w == 1 and g.row_limit > 0
     segments, first, step, limit = pointer(g.slab_segments, 0), 0, 1, g.places_w
-    if in_place:
+    if beside:
         segments, first, step, limit = pointer(g.row_segments, 0), g.row_first, g.stride_w, g.row_limit
     first_row, last_row, zero_row = ABSENT, -ABSENT - 1, zeros
-    if MERGES and in_place:
-        first_row = last_row = g.x
-        channels = g.groups * g.group_inputs
-        for size, pitch in ((g.batch, g.x_n), (channels, g.x_c), (g.in_depth, g.x_d), (g.in_height, g.x_h)):
-            first_row += min(0, (size - 1) * pitch) * g.itemsize
-            last_row += max(0, (size - 1) * pitch) * g.itemsize
-        first_row -= min(0, g.row_first) * g.itemsize
+    if MERGES and beside:
+        first_row, last_row = rows_in_memory(table)
         zero_row -= min(0, g.row_first) * g.itemsize
-        last_row -= (g.row_end - g.row_limit) * g.itemsize
-    ahead = LINES * g.x_h if g.far and in_place and step == g.stride_h == 1 else 0  # at stride 2: below
-    evens = EVENS if in_place and step == 2 else 0
+    ahead = LINES * g.x_h if g.far and beside and step == g.stride_h == 1 else 0  # at stride 2: below
+    evens = EVENS if beside and step == 2 else 0
     passes = pointer(g.passes, 0)
     quick = g.residual == 0 and g.activation <= RELU6 and g.out_w == 1
     ending = quick and (g.bias != 0 or g.activation != 0)
     whole = quick and g.pass_count == 1
-    sliding = quick and in_place and g.slides
     bands = -(-g.out_height // g.rows)
     items = g.batch * g.out_depth * bands * g.groups
     first_item, last_item = items * t // threads, items * (t + 1) // threads
@@ -318,7 +117,7 @@ def pixel_range(t, threads, table, chunk, kind):
             line_count = find_rows(table, offsets, od, oh0, rows)
             found = rest
         start = g.x + (n * g.x_n + group * g.group_inputs * g.x_c) * g.itemsize
-        if in_place:
+        if beside:
             find_lines(table, lines, offsets, line_count, start, zero_row, slab, first_row, last_row, kind)
         else:
             pack_lines(table, lines, offsets, line_count, start, zeros, slab, kind)
@@ -332,15 +131,6 @@ def pixel_range(t, threads, table, chunk, kind):
                 gather_taps(source, pointer(g.places, 0), own, g.taps)
                 weights = own
             bias = shift(pointer(g.bias, kind), k) if g.bias else pointer(zeros, kind)
-            if STRIP and sliding:
-                out = shift(pointer(g.out, kind), n * g.out_n + k * g.out_c + od * g.out_d + oh0 * g.out_h)
-                for q in range(0, g.out_width, STRIP * lanes):
-                    columns = min(STRIP * lanes, g.out_width - q)
-                    slide(
-                        step, -(-columns // lanes), rows, lines, load(passes, 4), first + q * step, limit, weights,
-                        ending, bias, g.activation, shift(out, q), g.out_h, columns, sums,
-                    )  # fmt: skip
-                continue
             i = 0
             while i < rows:
                 tall = TALL > 0 and g.out_width <= lanes and rows - i > LINES
@@ -383,7 +173,7 @@ def pixel_range(t, threads, table, chunk, kind):
 @jit
 def channel_range(t, threads, table, chunk, kind):
     """Share ``t`` of ``threads`` of a correlation, lanes being channels."""
-    g = Layout(*unpack(table, _FIELDS))
+    g = Layout(*unpack(table, FIELD_COUNT))
     lanes = vector_lanes(kind)
     memory = g.scratch + t * g.thread_bytes
     zeros, sums = memory, pointer(memory + g.zeros_bytes, kind)
@@ -449,10 +239,19 @@ def channel_range(t, threads, table, chunk, kind):
                     q += height
 
 
-def by_layout(c: Correlation, strides: tuple[int, ...]) -> Any:
-    """The kernel for an input with these strides. Each is compiled when it is first needed: 2.5 s."""
-    _, x_c, _, _, x_w = strides
-    return channel_range if x_c == 1 and x_w != 1 and c.group_inputs == 1 else pixel_range
+def _by_channel(c: Correlation, x: tuple[int, ...]) -> bool:
+    """Whether lanes are channels, for x of these strides."""
+    return x[1] == 1 and x[-1] != 1 and c.group_inputs == 1
+
+
+def by_layout(c: Correlation, call: Call) -> Any:
+    """The kernel for a call. Each is compiled when it is first needed: 1 to 2.5 s."""
+    if _by_channel(c, call.x):
+        return channel_range
+    quick = not call.residual and activation_id(call.activation) <= RELU6
+    if quick and call.x[-1] == call.out[-1] == 1 and slides_down(c, call.itemsize):
+        return SLIDES[c.kernel[-1]]
+    return pixel_range
 
 
 def _pass_rows(found: list[Pass], phase: int, segments: int) -> np.ndarray:
@@ -474,18 +273,18 @@ def _prepare(
     cut = plan(c, itemsize, threads)
     depth, height, width = axes = reached(c)
     by_row, by_column = (depthwise_plan.passes(a.kernel, a.stride, a.dilation) for a in (height, width))
-    places_h = places(height, round_up(cut.rows, LINES))
+    places_h = places(height, round_up(cut.rows + AHEAD, LINES))
     places_w = places(width, width.out)
     channel_places = places_w + LINES - 1
 
     # Segments in the order of the packed weights; those of a pass share the place of its first run.
-    in_place, in_slab, in_pixels = [], [], []
+    by_position, in_slab, in_pixels = [], [], []
     for p in by_row:
         first = p.starts[0][0] * places_h + p.starts[0][1]
         for plane in range(c.group_inputs * depth.kernel):
             for s in range(width.kernel):
                 line, tap = plane * height.stride * places_h + first, s * width.dilation
-                in_place.append((line, tap, tap))
+                by_position.append((line, tap, tap))
                 place = tap // width.stride
                 in_slab.append((line, tap % width.stride * places_w + place, place))
     row_lines = width.stride * channel_places
@@ -500,17 +299,9 @@ def _prepare(
 
     pass_rows = _pass_rows(by_row, places_h, c.group_inputs * depth.kernel * width.kernel)
     channel_pass_rows = _pass_rows(by_column, channel_places, depth.kernel * height.kernel)
-    segments = [np.array(rows, np.int64) for rows in (in_place, in_slab, in_pixels)]
+    segments = [np.array(rows, np.int64) for rows in (by_position, in_slab, in_pixels)]
     first, source, count = neighbours(width.source)
-    outside = np.concatenate((width.source[:first], width.source[first + count :]))
-    loads = width.stride == 1 or (width.stride == 2 and all((RUNS[p.shape], 2) in TILES for p in by_row))
-    # In place the columns before the first are told by their number, below 0: zeros before a later column are not.
-    in_place_too = loads and (outside < 0).all() and (source == 0 or first == 0)
-    row_limit = source + count if in_place_too else 0
-    sliding = c.group_inputs * depth.kernel == 1 and slides(
-        (height.kernel, width.kernel), (height.stride, width.stride), (height.dilation, width.dilation),
-        source - first, row_limit, width.out, simd.lanes(itemsize),
-    )  # fmt: skip
+    row_first, row_limit = in_place(height, width)
     elements = c.batch * (c.in_channels * math.prod(a.source.size for a in axes) + c.out_channels * math.prod(c.out))
     far = elements * itemsize > threads * depthwise_plan.NEAR_BYTES
     in_depth, in_height = (max(1, int(a.source.max(initial=0)) + 1) for a in (depth, height))
@@ -523,8 +314,8 @@ def _prepare(
         cut.thread_bytes, *cut.scratch[:4], address(w_places) if w_strides else 0, *(w_strides or (0, 0))[:2],
         itemsize, *(address(s) for s in sources),
         address(pass_rows), len(pass_rows), address(channel_pass_rows), len(channel_pass_rows),
-        *(address(s) for s in segments), source - first, row_limit,
-        depthwise_plan.read_beside(width, itemsize)[1], in_depth, in_height, sliding, far,
+        *(address(s) for s in segments), row_first, row_limit,
+        depthwise_plan.read_beside(width, itemsize)[1], in_depth, in_height, far,
         c.batch, c.groups, c.group_inputs, c.group_outputs, cut.taps,
         packed_sizes(c, itemsize, WIDTH * simd.lanes(itemsize))[0],
         cut.rows, cut.channel_rows, depth.kernel, depth.stride, depth.dilation, depth.out,
@@ -541,8 +332,9 @@ def _own(w_strides: tuple[int, ...]) -> Prepare:
 
 def _unpacked(c: Correlation, x: np.ndarray, w: np.ndarray, threads: int) -> Prepare | None:
     """``_prepare`` for weights as they are, whose taps ``pixel_range`` puts in order; ``channel_range`` does not."""
-    by_pixel = by_layout(c, (0, x.strides[1] // x.itemsize, 0, 0, x.strides[-1] // x.itemsize)) is pixel_range
-    return _own(tuple(stride // w.itemsize for stride in w.strides)) if by_pixel and c.taps else None
+    if _by_channel(c, tuple(stride // x.itemsize for stride in x.strides)) or not c.taps:
+        return None
+    return _own(tuple(stride // w.itemsize for stride in w.strides))
 
 
 # ------------------------------------------------------------------------------------------------- weights

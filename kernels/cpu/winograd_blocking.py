@@ -85,6 +85,7 @@ class Plan:
     chunk: int  # input channels whose U is made at once, just before its use; 0: U is packed
     u_xi: int
     u_group: int  # tile columns whose U of one ξ are neighbours: the k_group of one thread
+    width: int  # elements of a row of U: a tile column, or a vector where that holds all outputs of a group
     depth: int  # of the products: input channels, of all phases of a stride and all slices under a volume's taps
     part: int  # channels from one phase or slice to the next, whole vectors
     slab_columns: int
@@ -111,6 +112,7 @@ L2_V_BYTES = 768 << 10  # of V in L2, and no more than three quarters of it
 ONCE_BLOCKS = 1  # of tiles, a thread's; with 2, 5x5 kernels take a quarter longer
 ONCE_BYTES = 1 << 20  # of U, more than stays in L2 beside V
 CHUNK_BYTES = 600 << 10
+FEW_TILES = 32  # of groups with few outputs, in whole planes: whose input and output is one piece of memory
 V_BYTES = 6 << 20  # of V and M at most: with them a thread needs less than 16 MiB, where no single cell needs more
 M_BYTES = 8 << 20
 
@@ -138,6 +140,12 @@ def parts(f: Variant, c: Correlation) -> int:
     return f.parts * max(1, c.axes[0].kernel)  # zeros for none, as in phases of a stride that no tap reaches
 
 
+def few_outputs(f: Variant, c: Correlation, itemsize: int, columns: int) -> bool:
+    """Whether groups have at most one tile column of outputs, and products of their own (see ``winograd_few``)."""
+    widest = MAX_COLUMN_BYTES // itemsize
+    return f.parts == 1 and c.group_outputs <= min(columns, widest if c.groups > 1 else widest // TILE_VECTORS)
+
+
 @lru_cache(maxsize=256)
 def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int = 0, once: bool = False) -> Plan:
     """Plan for tiles of ``columns`` elements (0: the widest of any CPU); ``once``: for weights that serve one call."""
@@ -152,12 +160,19 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     most, group, k_parts = _block(f, c, itemsize, cells_of.tiles, cells_of.strip * phases, threads)
     most = max(1, most // phases)
     turns = _turns(c, cells_of, most, threads)
-    blocks = turns * c.axes[0].out or -(-total // most)
+    # whether blocks are whole planes must not depend on the CPU, whether U has narrow rows may
+    few = few_outputs(f, c, itemsize, widest)
+    narrow = f.parts == 1 and c.group_outputs <= lanes
+    blocks, unit = turns * c.axes[0].out or -(-total // most), 1
+    if few and not turns and 0 < cells_of.plane * phases <= FEW_TILES:
+        unit = cells_of.plane
+        blocks = max(1, -(-cells_of.planes // (FEW_TILES // (unit * phases))))
     if k_parts == 1 and blocks * c.groups < 16 * threads and not turns:
-        blocks = min(total, round_up(blocks, threads))
-    cells = -(-c.batch // turns) * cells_of.plane if turns else -(-total // blocks)
+        blocks = min(-(-total // unit), round_up(blocks, threads))
+    cells = -(-c.batch // turns) * cells_of.plane if turns else -(-total // (blocks * unit)) * unit
     tiles = cells * phases  # a dilation beyond the width has fewer
     u_group = min(group * (widest // width), k_blocks)
+    width = lanes if narrow else width
     packed = f.products * c.groups * (k_blocks * depth * width + -(-k_blocks // u_group) * line)
     chunk, slices = 0, held // f.parts
     transformed = f.products * c.out_channels * held * c.group_inputs  # on every CPU: workspaces do not ask
@@ -167,7 +182,7 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
     gathered = c.group_inputs if slices > 1 else chunk  # their taps: a chunk is of one slice
     k_group, u_xi = min(u_group, -(-k_blocks // k_parts)), chunk * width + line
     v_block, m_block = (tiles | 1) * lanes, (tiles + MAX_TILE_ROWS | 1) * lanes
-    v_xi, m_xi = channels // lanes * v_block + line, k_group * TILE_VECTORS * m_block + line
+    v_xi, m_xi = channels // lanes * v_block + line, k_group * width // lanes * m_block + line
     elements = cells_of.tiles * f.outputs * (c.in_channels + c.out_channels)  # of input and output, about
     flat = cells_of.planes == c.batch and c.axes[0].kernel == 1
     slab_columns, slab, rows, turned = cells_of.buffers(f, cells, lanes)
@@ -175,13 +190,14 @@ def plan(f: Variant, c: Correlation, itemsize: int, threads: int, columns: int =
         cells_of,
         turns,
         blocks,
-        1,
+        unit,
         k_parts,
         k_group,
         k_blocks,
         chunk,
         u_xi,
         u_group,
+        width,
         depth,
         part,
         slab_columns,
@@ -279,7 +295,10 @@ class Workspaces(NamedTuple):
     f6x6_3x3,
     f2x2_5x5,
     f4x4_5x5,
+    f4x4_2x2,
     s2_f2x2_3x3,
+    s2_f2x2_4x4,
+    s2_f4x4_4x4,
     s2_f2x2_5x5,
     f2_3,
     f4_3,

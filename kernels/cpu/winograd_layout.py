@@ -68,6 +68,7 @@ class Layout(NamedTuple):
     cell_w: int  # output columns of a cell
     stride_h: int
     stride_w: int
+    lacking: int  # not 0: phases of a stride lack the last tap
     part: int  # channels from one phase of a stride, or slice of a volume, to the next
     depth: int  # of the products
     points_h: int
@@ -101,6 +102,7 @@ class Layout(NamedTuple):
     tap_step: int
     together: int
     u_group: int
+    width: int
     slab_columns: int
     v_block: int
     v_xi: int
@@ -136,7 +138,8 @@ def _planes(c: Correlation, p: Plan) -> np.ndarray:
             starts.append(len(rows) * p.grid.plane)
             rows += [(n, d, *under) for n in images]
     if not p.turns:
-        starts = [p.grid.total * b // p.blocks for b in range(p.blocks)]
+        units = -(-p.grid.total // p.unit)
+        starts = [units * b // p.blocks * p.unit for b in range(p.blocks)]
     inside = [[t for t, source in enumerate(under) if source >= 0] or [0] for under in slices]
     blocks = []
     for start, end in pairwise([*starts, p.grid.total] if rows else []):
@@ -190,11 +193,12 @@ def fixed(
         address(source_h), address(rows), address(segments), segment_count,
         compiled(input_tiles, dtype, variant), compiled(output_tiles, dtype, variant),
         compiled(weight_tiles, dtype, variant),
-        f.rows[0], f.columns[0], g.dilation_h, g.dilation_w, g.cell_w, *f.strides, p.part, p.depth, *f.points,
-        stride_h * (f.rows[1] - 1), overlap, f.products, f.taps,
+        f.rows[0], f.columns[0], g.dilation_h, g.dilation_w, g.cell_w, *f.strides,
+        f.stride > 1 and not f.even, p.part, p.depth,
+        *f.points, stride_h * (f.rows[1] - 1), overlap, f.products, f.taps,
         c.groups, c.group_inputs, c.group_outputs, height.out, width.out,
         g.tile_rows, g.cell_columns, g.strip, p.blocks, p.unit,
         p.k_parts, p.k_group, p.k_blocks, p.chunk, p.u_xi, *(taps or (0,) * len(Taps._fields)), p.u_group,
-        p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, configuration, itemsize,
+        p.width, p.slab_columns, p.v_block, p.v_xi, p.m_block, p.m_xi, p.fetch_input, configuration, itemsize,
     )  # fmt: skip
     return numbers, (planes, source_h, rows, segments)

@@ -133,6 +133,7 @@ class Weights(NamedTuple):
     products: int
     k_blocks: int
     u_group: int
+    width: int
     transform: int  # address of code
     itemsize: int
 
@@ -148,16 +149,17 @@ def pack_range(t, threads, table, chunk, kind):
     """
     g = Weights(*unpack(table, _WEIGHT_FIELDS))
     lanes, size = vector_lanes(kind), g.itemsize
-    width, slices, taps = 2 * lanes, g.kernel_d, g.rows * g.columns
+    width, slices, taps = g.width, g.kernel_d, g.rows * g.columns
+    halves = width // lanes
     mine = g.gathered + t * g.gathered_bytes
     gathered = pointer(mine, kind)
     tiles = mine + PACK_CHANNELS * slices * taps * lanes * size
     a = pointer(tiles, table)
     store(a, 2, slices * taps * lanes)
     store(a, 5, width)
-    items = g.groups * g.k_blocks * 2
+    items = g.groups * g.k_blocks * halves
     for item in range(items * t // threads, items * (t + 1) // threads):
-        block, half = item // 2, item % 2
+        block, half = item // halves, item % halves
         group, first = block // g.k_blocks, block % g.k_blocks * width + half * lanes
         outputs = max(0, min(lanes, g.outputs - first))
         column = block % g.k_blocks
@@ -185,13 +187,13 @@ THREAD_ELEMENTS = 1 << 14  # weights that pay for another thread
 @lru_cache(maxsize=256)
 def _bind(
     f: Variant, shape: tuple[int, ...], taps: Taps, dtype: np.dtype, gathered_bytes: int, k_blocks: int, u_group: int,
-    depth: int, part: int, threads: int,
+    width: int, depth: int, part: int, threads: int,
 ) -> Bound:  # fmt: skip
     """The packing of weights of this shape and with these strides."""
     taps = taps._replace(columns=f.columns[1])
     fields = (
         0, *shape[:4], depth, part, *f.kernel, *f.strides, f.rows[1], *taps, 0, 0, gathered_bytes,
-        f.products, k_blocks, u_group, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
+        f.products, k_blocks, u_group, width, compiled(weight_tiles, dtype, VARIANTS.index(f)), dtype.itemsize,
     )  # fmt: skip
     places = tuple(Weights._fields.index(name) for name in ("w", "packed", "gathered"))
     return Bound(pack_range, KIND[dtype], threads, Weights._make(fields), places)
@@ -208,7 +210,7 @@ def pack(f: Variant, c: Correlation, w: np.ndarray, scratch: Workspace | None, t
         packed[...] = 0
     elif packed.size:
         bound = _bind(
-            f, w.shape, strides(w), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, p.depth, p.part, threads
+            f, w.shape, strides(w), w.dtype, p.gathered_bytes, p.k_blocks, p.u_group, p.width, p.depth, p.part, threads
         )
         bound(address(w), address(packed), address(gathered))
     return packed

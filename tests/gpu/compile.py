@@ -13,7 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 from fastconv.kernels.cuda import module
 from fastconv.kernels.cuda.module import Instance, compile_cubin
-from fastconv.registry import ROWS, resolve
+from fastconv.registry import ROWS
+from fastconv.targets import resolve
 
 
 def instances() -> list[Instance]:

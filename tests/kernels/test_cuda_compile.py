@@ -14,7 +14,8 @@ import pytest
 
 from fastconv.kernels.cuda import module
 from fastconv.kernels.cuda.module import EVERY, Instance, Resources, compile_cubin
-from fastconv.registry import ROWS, resolve
+from fastconv.registry import ROWS
+from fastconv.targets import resolve
 from tests.cuda_emulator.driver import HEADERS
 from tests.support import require_nvrtc
 

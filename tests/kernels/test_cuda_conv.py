@@ -9,7 +9,8 @@ from fastconv.kernels import reference
 from fastconv.kernels.cuda import direct, launch, module
 from fastconv.kernels.geometry import ConvGeometry
 from fastconv.problem import ConvProblem, conv_problem
-from fastconv.registry import ROWS, Row, resolve
+from fastconv.registry import ROWS, Row
+from fastconv.targets import resolve
 from fastconv.testing import check_row, integers
 from tests.cuda_emulator.driver import EmulatedError, Emulator
 from tests.guard import guarded

@@ -11,7 +11,8 @@ from fastconv.kernels.cuda import gemm, gemm_tiles, im2col, im2col_weight, modul
 from fastconv.kernels.cuda.gemm_tiles import LARGE, NARROW, SLIM, SMALL, TILES, Choice, choose
 from fastconv.kernels.geometry import ConvGeometry
 from fastconv.problem import conv_problem
-from fastconv.registry import CUDA_POSITIONS, ROWS
+from fastconv.refusals import CUDA_POSITIONS
+from fastconv.registry import ROWS
 from fastconv.testing import check_row, integers
 from tests.cuda_emulator.driver import EmulatedError, Emulator
 from tests.guard import guarded

@@ -7,20 +7,23 @@ import numpy as np
 import pytest
 
 from fastconv.kernels import reference
-from fastconv.kernels.cpu import winograd, winograd_blocking, winograd_layout
+from fastconv.kernels.cpu import winograd, winograd_blocking, winograd_layout, winograd_phases
 from fastconv.kernels.cpu.amx import AMX
 from fastconv.kernels.cpu.blocking import correlation
 from fastconv.kernels.cpu.bound import bind
 from fastconv.kernels.cpu.panels import PASS
 from fastconv.kernels.winograd_matrices import VARIANTS
 from fastconv.problem import conv_problem
-from fastconv.registry import ROWS, resolve
+from fastconv.registry import ROWS
+from fastconv.targets import resolve
 from fastconv.testing import check_row
 from fastconv.testing.referee import neighbourhood
 from tests.guard import guarded
 from tests.support import device
 
-FORWARD = [r for r in ROWS if r.family == "winograd" and r.direction == "forward"]
+PHASES = "_phases"  # of a stride, as channels: rows with tests of their own
+WINOGRAD = [r for r in ROWS if r.family == "winograd" and not r.algorithm.endswith(PHASES)]
+FORWARD = [r for r in WINOGRAD if r.direction == "forward"]
 F4X4 = [r for r in FORWARD if r.algorithm.startswith("winograd_f4x4_3x3")]
 BY_NAME = {v.name: v for v in VARIANTS}
 
@@ -192,7 +195,7 @@ def test_what_it_does_not_compute(row):
     assert row.refuses(problem(row, size=6, groups=1, padding_mode="circular")) is None
 
 
-CPU = [r for r in ROWS if r.family == "winograd" and r.device == "cpu"]
+CPU = [r for r in WINOGRAD if r.device == "cpu"]
 STRIDED = {
     (19, 23): {},
     (28, 32): {
@@ -218,6 +221,61 @@ def test_strides(row, size):
         p = problem(row, size=size, dtype=dtype, **fields)
         check_row(row, p, rng=np.random.default_rng(0), threads=3, empty=guarded)
         check_row(row, p, rng=np.random.default_rng(1), integers=True)
+
+
+TRANSPOSED = [r for r in CPU if r.direction == "grad_input"]
+
+
+@pytest.mark.parametrize("row", TRANSPOSED, ids=lambda r: r.name)
+def test_transposed_strides(row):
+    """An input gradient whose phases have as many taps each as the variant."""
+    rank = problem(row).geometry.rank
+    fields = {"direction": "grad_input"}
+    for stride, layout in (((2, 2), "channels_first"), ((3, 2), "channels_last"), ((1, 4), "channels_first")):
+        stride, taps = stride[-rank:], variant(row).kernel[-rank:]
+        kernel = tuple(s * r for s, r in zip(stride, taps, strict=True))
+        shapes = (2, 4, *(15, 27)[-rank:]), (18, 2, *kernel)
+        for more in ({"padding": 1}, {"padding": 1, "padding_mode": "circular"}):
+            p = conv_problem("conv", rank, *shapes, stride=stride, groups=2, layout=layout, **fields, **more)
+            check_row(row, p, rng=np.random.default_rng(0), threads=3, empty=guarded)
+        cut = replace(p.geometry, padding=((-1, 2), (4, -3))[-rank:], padding_mode="zeros")
+        check_row(row, replace(p, geometry=cut), rng=np.random.default_rng(0), threads=3, empty=guarded)
+    p = conv_problem("conv", rank, (1, 4, *(15, 27)[-rank:]), (4, 4, *(6,) * rank), stride=5, direction="grad_input")
+    assert "at stride" in row.refuses(p)
+
+
+BY_PHASES = {
+    (11, 4): {"padding": 2},
+    (9, (3, 4)): {"padding": 4, "padding_mode": "reflect", "layout": "channels_last", "n": 3, "k": 33},
+    ((7, 3), (3, 1)): {"padding": 1, "groups": 2, "c": 6, "k": 38, "bias_shape": (38,), "activation": "relu"},
+    (5, 2): {"padding": ((9, 0), (0, 2)), "n": 2, "residual_shape": True, "activation": "silu"},
+    ((12, 6), (4, 2)): {"padding": 1, "padding_mode": "circular", "size": (40, 9)},
+}
+
+
+@pytest.mark.parametrize("shape", BY_PHASES, ids=str)
+def test_phases_as_channels(shape, monkeypatch):
+    (row,) = (r for r in ROWS if r.algorithm.endswith(PHASES))
+    kernel, stride = ((v, v) if isinstance(v, int) else v for v in shape)
+    fields = {"n": 1, "c": 3, "k": 20, "size": (37, 45), **BY_PHASES[shape]}
+    n, c, k, size = (fields.pop(name) for name in ("n", "c", "k", "size"))
+    weights = (k, c // fields.get("groups", 1), *kernel)
+    for images in (winograd_phases.IMAGE_BYTES, 1):
+        monkeypatch.setattr(winograd_phases, "IMAGE_BYTES", images)
+        for dtype in ("float32", "float64"):
+            p = conv_problem("conv", 2, (n, c, *size), weights, stride=stride, dtype=dtype, **fields)
+            check_row(row, p, rng=np.random.default_rng(0), threads=3, empty=guarded)
+            check_row(row, p, rng=np.random.default_rng(1), integers=True)
+
+
+def test_what_phases_do_not_compute():
+    (row,) = (r for r in ROWS if r.algorithm.endswith(PHASES))
+    shapes = (1, 3, 40, 40), (8, 3, 11, 11)
+    assert row.refuses(conv_problem("conv", 2, *shapes, stride=4)) is None
+    assert "taps of a kernel a phase" in row.refuses(conv_problem("conv", 2, *shapes, stride=2))
+    assert "taps of a kernel a phase" in row.refuses(conv_problem("conv", 2, (1, 3, 9, 9), (8, 3, 3, 3)))
+    assert "dilation 1" in row.refuses(conv_problem("conv", 2, *shapes, stride=4, dilation=2))
+    assert "two dimensions" in row.refuses(conv_problem("conv", 1, (1, 3, 40), (8, 3, 11), stride=4))
 
 
 DILATED = {
@@ -336,6 +394,19 @@ def test_channels_of_several_passes():
     check_row(row, p, rng=np.random.default_rng(0), threads=2)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("outputs", [3, 8, 16, 27])
+@pytest.mark.parametrize("size", [7, 15, 29])
+def test_groups_of_few_outputs(size, outputs, layout):
+    """Tiles one vector wide or not, blocks of several planes, of one, and of parts of one."""
+    row = next(r for r in F4X4 if r.device == "cpu")
+    fields = {"padding": 1, "groups": 3, "layout": layout, "bias_shape": (3 * outputs,), "activation": "relu"}
+    for n, threads in ((1, 1), (9, 2), (10, 3)):
+        shape = (n, 3 * 19, size, size - 1)
+        p = conv_problem("conv2d", 2, shape, (3 * outputs, 19, 3, 3), **fields)
+        check_row(row, p, rng=np.random.default_rng(n), threads=threads, empty=guarded)
+
+
 @pytest.mark.parametrize("row", F4X4, ids=lambda r: r.device)
 def test_padding_that_counts_down_to_the_first_column_ends_there(row):
     """The columns under the last tile beyond it are zeros, not what lies before x in memory."""
@@ -381,10 +452,27 @@ def test_weights_of_one_call_give_the_bits_of_a_plan(name, groups, slices, monke
         cached.cache_clear()
 
 
+def hold(variant, p, itemsize, threads):
+    """The stated workspace to what vectors of 64, 32 and 16 bytes use; whether weights are transformed there."""
+    stated, uses = winograd_blocking.Workspaces(variant).forward(p.geometry, itemsize, threads), set()
+    wanted, threads_used = correlation(p.geometry), correlation(p.geometry).useful_threads(threads)
+    for width in (128, 64, 32):
+        cut = winograd_blocking.plan(variant, wanted, itemsize, threads_used, width // itemsize, once=True)
+        packing = 0 if cut.chunk else cut.packed * itemsize + threads * cut.gathered_bytes
+        assert packing + threads_used * cut.thread_bytes <= stated, (p, itemsize, width)
+        uses.add(cut.chunk > 0)
+    return uses
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_the_stated_workspace_suffices_on_every_cpu(variant):
     """It is stated without asking for the length of vectors, which decides how many weights are packed."""
     uses = set()
+    for k, groups, n, itemsize in product((3, 7, 15, 16, 24, 32), (1, 3), (1, 5, 40), (4, 8)):
+        size, kernel = ((14, 14), variant.kernel) if variant.kernel[0] > 1 else ((14,), variant.kernel[1:])
+        shapes = (n, 9 * groups, *size), (k * groups, 9, *kernel)
+        p = conv_problem("conv", len(kernel), *shapes, groups=groups, padding=1, stride=variant.stride)
+        hold(variant, p, itemsize, 2)
     for k, itemsize, threads in product((33, 65, 147), (4, 8), (1, 2)):
         most = winograd_blocking.ONCE_BYTES // (variant.products * itemsize * k)  # input channels around that limit
         for c in range(most * 2 // 3, most + 4, 3):
@@ -395,11 +483,5 @@ def test_the_stated_workspace_suffices_on_every_cpu(variant):
                 if c % 2:
                     size, kernel = (5, 9, 9), (2, *variant.kernel)
             p = conv_problem("conv", len(kernel), (1, c, *size), (k, c, *kernel), **pads)
-            stated = winograd_blocking.Workspaces(variant).forward(p.geometry, itemsize, threads)
-            wanted, threads_used = correlation(p.geometry), correlation(p.geometry).useful_threads(threads)
-            for width in (128, 64, 32):
-                cut = winograd_blocking.plan(variant, wanted, itemsize, threads_used, width // itemsize, once=True)
-                packing = 0 if cut.chunk else cut.packed * itemsize + threads * cut.gathered_bytes
-                assert packing + threads_used * cut.thread_bytes <= stated, (k, c, itemsize, width)
-                uses.add(cut.chunk > 0)
+            uses |= hold(variant, p, itemsize, threads)
     assert uses == ({False, True} if variant.stride == 1 else {False})

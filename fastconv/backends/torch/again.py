@@ -21,21 +21,30 @@ from .tensors import array, tensor
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
 
 
-def only_numbers(*tensors: torch.Tensor | None) -> bool:
-    """Whether nobody looks at which operators run on these tensors."""
+def unwatched(*tensors: torch.Tensor | None) -> bool:
+    """Whether nobody but autograd looks at which operators run on these tensors."""
     if torch.compiler.is_compiling():
         return False
-    recording = torch.is_grad_enabled()
-    for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or (recording and t.requires_grad) or t.is_meta):
-            return False
     c: Any = torch._C
+    for t in tensors:  # autograd's own batches, of several gradients at once, are no level of torch.func
+        if t is not None and (type(t) not in _PLAIN or t.is_meta or c._functorch.is_legacy_batchedtensor(t)):
+            return False
     return (
         forward_ad._current_level < 0
         and c._len_torch_dispatch_stack() == 0
         and c._functorch.peek_interpreter_stack() is None
         and c._get_tracing_state() is None
     )
+
+
+def only_numbers(*tensors: torch.Tensor | None) -> bool:
+    """Whether nobody at all does: autograd records nothing, either."""
+    return unwatched(*tensors) and not recorded(*tensors)
+
+
+def recorded(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd records what is done with these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:

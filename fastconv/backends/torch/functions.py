@@ -1,8 +1,8 @@
 """``torch.nn.functional``'s convolutions and poolings, by fastconv: the same names, arguments and results.
 
-Where nothing but the numbers is wanted (no gradient, no tracing, no mode of PyTorch's that watches operators), a
-function calls what its operator calls: PyTorch's way to a custom operator takes about 15 µs. Everywhere else the
-operator runs, which autograd, ``torch.compile``, ``torch.export`` and ``torch.func`` know.
+A function checks and unfolds its arguments and calls an operator of :mod:`.library`, which autograd, ``torch.compile``,
+``torch.export`` and ``torch.func`` know. Of calls without gradients those after the first do not come so far
+(:mod:`.again`).
 """
 
 from __future__ import annotations
@@ -70,10 +70,6 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
     return tuple(t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in low else t for t in tensors)
 
 
-def _run(operator: Operator, tensors: tuple[Any, ...], *parameters: Any) -> Any:
-    return (operator.compute if only_numbers(*tensors) else operator)(*tensors, *parameters)
-
-
 # ------------------------------------------------------------------------------------------------------- convolution
 
 
@@ -120,7 +116,7 @@ def conv(
     pads = _padding(op, padding, x, weight, strides, dilations)
     check_choice(op, "padding_mode", padding_mode, PADDING_MODES)
     parameters = strides, pads, dilations, _integer(op, "groups", groups, 1), padding_mode
-    y: torch.Tensor = _run(convolutions.conv, (x, weight, bias), *parameters)
+    y: torch.Tensor = convolutions.conv(x, weight, bias, *parameters)
     if key is not None and batched:
         last = is_channels_last(x)
         again.keep(key, convolutions.on_arrays(last, (x, weight, bias), *parameters), last)
@@ -168,8 +164,8 @@ def conv_transpose(
     )
     # What is added at the end is less of the padding there, as long as there is any.
     both = tuple(n for p, e in zip(pads, extra, strict=True) for n in (p, max(p - e, 0)))
-    x: torch.Tensor = _run(
-        convolutions.conv_input, (weight, dy, bias), size, strides, both, dilations,
+    x: torch.Tensor = convolutions.conv_input(
+        weight, dy, bias, size, strides, both, dilations,
         groups, "zeros",
     )  # fmt: skip
     if key is not None and batched:
@@ -210,7 +206,7 @@ def _keep(key: Any, kind: str, builder: Any, x: torch.Tensor, batched: bool, **p
 
 def _picked(operator: Operator, x: torch.Tensor, batched: bool, return_indices: bool, *parameters: Any) -> Any:
     wanted = return_indices or (torch.is_grad_enabled() and x.requires_grad) or not only_numbers(x)
-    y, indices = _run(operator, (x,), *parameters, wanted)
+    y, indices = operator(x, *parameters, wanted)
     if not batched:
         y, indices = y.squeeze(0), indices.squeeze(0) if return_indices else indices
     return (y, indices) if return_indices else y
@@ -304,7 +300,7 @@ def avg_pool(
     if divisor_override == 0:
         raise ValueError(f"{op}: divisor_override must not be 0")
     means = kernel, _stride(op, stride, kernel), pads, ceil_mode, count_include_pad, divisor_override or 0
-    y: torch.Tensor = _run(poolings.avg_pool, (x,), *means)
+    y: torch.Tensor = poolings.avg_pool(x, *means)
     _keep(key, "avg_pool", pool_problem, x, batched, **poolings.means(*means))
     return y if batched else y.squeeze(0)
 
@@ -327,7 +323,7 @@ def adaptive_avg_pool(op: str, rank: int, input: torch.Tensor, output_size: Any)
         return ready(input)
     x, batched = _pooled(op, input, rank)
     size = _output_size(op, output_size, x)
-    y: torch.Tensor = _run(poolings.adaptive_avg_pool, (x,), size)
+    y: torch.Tensor = poolings.adaptive_avg_pool(x, size)
     _keep(key, "avg_pool", adaptive_pool_problem, x, batched, output_size=size)
     return y if batched else y.squeeze(0)
 
@@ -399,7 +395,7 @@ def max_unpool(
     for n, u, s in zip(size, usual, strides, strict=True):
         if not u - s < n < u + s:
             raise ValueError(f"{op}: output_size must be within a stride of {usual}, got {size}")
-    y: torch.Tensor = _run(poolings.max_unpool, (x, positions), size)
+    y: torch.Tensor = poolings.max_unpool(x, positions, size)
     return y if batched else y.squeeze(0)
 
 

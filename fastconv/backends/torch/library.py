@@ -3,6 +3,9 @@
 An operator has four parts: what it computes, on CPU and CUDA tensors alike; the sizes and strides of its result without
 data (for ``torch.compile`` and ``torch.export``); its gradient, which calls operators again, so that gradients of
 gradients work too; and what ``torch.func.vmap`` makes of it.
+
+PyTorch's way to a custom operator takes about 15 µs, and 65 where its gradient is wanted. Where no tracing and no mode
+of PyTorch's watches operators, a call computes at once, or as an ``autograd.Function``.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from .again import recorded, unwatched
 
 LIBRARY = torch.library.Library("fastconv", "DEF")
 
@@ -30,9 +35,13 @@ class Operator:
         LIBRARY.impl(self.name, compute, "CUDA")
         torch.library.register_fake(f"fastconv::{self.name}", shape, lib=LIBRARY)
         self.op = getattr(torch.ops.fastconv, self.name).default
+        self._recorded: Any = None
         self._transformed: Any = None
 
     def __call__(self, *arguments: Any) -> Any:
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        if unwatched(*tensors):
+            return self._recorded.apply(*arguments) if recorded(*tensors) else self.compute(*arguments)
         if torch._C._are_functorch_transforms_active():
             return self._transformed.apply(*arguments)
         return self.op(*arguments)
@@ -51,9 +60,21 @@ class Operator:
         name = f"fastconv::{self.name}"
         torch.library.register_autograd(name, backward, setup_context=setup, lib=LIBRARY)
         torch.library.register_vmap(name, rule, lib=LIBRARY)
-        methods = {"forward": self.op, "setup_context": setup, "backward": backward, "vmap": rule}
-        namespace = {key: staticmethod(method) for key, method in methods.items()}
-        self._transformed = type(f"Transformed_{self.name}", (torch.autograd.Function,), namespace)
+        self._transformed = _function(
+            f"Transformed_{self.name}", forward=self.op, setup_context=setup, backward=backward, vmap=rule
+        )
+
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            result = self.compute(*arguments)
+            setup(ctx, arguments, result)
+            return result
+
+        self._recorded = _function(f"Recorded_{self.name}", forward=forward, backward=backward)
+
+
+def _function(name: str, **methods: Callable[..., Any]) -> Any:
+    """An ``autograd.Function`` with these methods."""
+    return type(name, (torch.autograd.Function,), {key: staticmethod(method) for key, method in methods.items()})
 
 
 def samples_first(t: torch.Tensor, axis: int | None, size: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ from .... import functional
 from ....arrays import dtype_name
 from ....dispatch import select
 from ....problem import pool_problem
-from ....registry import resolve
 from ....settings import get_num_threads
+from ....targets import resolve
 from ..graph import Array
 from .task import Call, Replay, Run, Sizes, Spec, Task, operator
 from .windows import Window, spatial_rank, window
