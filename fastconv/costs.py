@@ -401,10 +401,11 @@ def winograd_work(variant: Variant, problem: ConvProblem, threads: int) -> Work:
     small = 28 * 36 * variant.parts * slices * s.inputs * 4 <= 768 << 10
     block = -(-(28 if small else 64) * 36 // variant.products)
     blocks = 1 if share_outputs else max(threads, -(-tiles // block))
-    every = variant.multiplications * slices * s.inputs * s.outputs * s.groups
+    whole = _up(s.inputs, 16) if max(g.kernel_size[:-2], default=1) > 1 else s.inputs  # slices have whole vectors
+    every = variant.multiplications * slices * whole * s.outputs * s.groups
     if tiles <= blocks * plane or (s.batch > 1 and 2 * plane <= block):
         slices = inside
-    channels = slices * s.inputs
+    channels = slices * whole
     inputs, outputs = variant.parts * slices * -(-s.inputs // 16), -(-s.outputs // 16)
     narrow = variant.parts == 1 and s.outputs <= 16  # tiles of one vector, half as many calls of them
     few = narrow or (variant.parts == 1 and s.groups > 1 and s.outputs <= 32)

@@ -42,7 +42,8 @@ Pooling kernels take a :class:`~fastconv.kernels.geometry.PoolGeometry`:
 ``indices`` are flat within one unpadded channel plane (as PyTorch's), -1 where a window holds no element.
 
 Zero padding may be multiplied like any other element: non-finite *weights* may make NaN where windows touch padding,
-also in ``grad_input``, where ``reference.py`` does not multiply it. Non-finite x and dy give what the reference gives.
+also in ``grad_input``, where ``reference.py`` does not multiply it. Where exactly depends on how work is cut, so it is
+the one thing that ``threads`` may change. Non-finite x and dy give what the reference gives.
 
 Arrays are float32 or float64, all of one dtype; CPU kernels also take float16 and bfloat16, which they
 compute in float32. ``reference.py`` follows the same contract and computes in float64 whatever it is given.

@@ -380,7 +380,7 @@ def test_nothing_outside_the_arrays_is_touched(g: PoolGeometry, at: str, rng: np
 
 
 @layouts
-@pytest.mark.parametrize("name", ["3x3 same", "3d", "adaptive, irregular", "many channels", "adaptive 1"])
+@pytest.mark.parametrize("name", ["2x2 odd", "3x3 same", "3d", "adaptive, irregular", "many channels", "adaptive 1"])
 def test_threads_do_not_change_a_bit(
     name: str, lay: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
