@@ -89,7 +89,7 @@ COSTS: dict[str, dict[str, float]] = {
     "planar": {
         "elementwise": 3.4e-10,
         "gathered": 1.1e-09,
-        "packed": 2.49e-10,
+        "packed": 3.98e-10,
         "prepared": 8e-10,
         "products": 1.15e-11,
         "scattered": 1.31e-09,
@@ -99,14 +99,14 @@ COSTS: dict[str, dict[str, float]] = {
         "written": 2.18e-11,
     },
     "pointwise": {
-        "elementwise": 1.34e-09,
-        "packed": 9.96e-11,
-        "phases": 1.5e-05,
-        "prepared": 9.36e-10,
-        "products": 1.49e-11,
-        "scattered": 3.86e-09,
-        "strided": 2.48e-10,
-        "written": 5.33e-11,
+        "elementwise": 1.47e-09,
+        "packed": 1.1e-10,
+        "phases": 1.65e-05,
+        "prepared": 1.03e-09,
+        "products": 1.64e-11,
+        "scattered": 4.25e-09,
+        "strided": 2.73e-10,
+        "written": 5.86e-11,
     },
     "winograd": {
         "calls": 4e-08,
@@ -302,11 +302,12 @@ def _pixel_work(problem: ConvProblem, s: _Sizes, width: int, slab: int) -> Work:
     width = max(1, width)
     pixels = s.pixels * _up(width, 16) / width
     sums = pixels * _up(s.outputs, 8) * s.groups
-    block = max(48, slab // (max(1, s.inputs) * 4))
+    block, g = max(48, slab // (max(1, s.inputs) * 4)), problem.geometry
+    slices = max(1.0, g.kernel_size[0] / g.stride[0]) if g.rank > 2 else 1.0  # packed for each that sees them
     return {
         "products": sums * s.depth,
         "sums": sums,
-        "packed": s.read,
+        "packed": s.read * slices,
         "written": s.written,
         "strided": s.read if s.strided else 0.0,
         "scattered": s.written if s.strided and problem.direction == "grad_input" else 0.0,
