@@ -36,11 +36,8 @@ def test_clear_cases_are_chosen_right(case, batch, direction, faster):
 
 def test_clear_cases_beyond_the_suites():
     """Lanes whose inputs are packed one by one; rows of a transposed convolution that phases write by turns."""
-    for stride in (1, 2):  # direct_planar 336 and 212 us, direct 1022 and 636
-        p = conv_problem(
-            "conv2d", 2, (1, 128, 56, 56), (128, 4, 3, 3), stride=stride, padding=1, groups=32, prepared=True
-        )
-        assert choose(p, threads=2).algorithm == "direct_planar"
+    p = conv_problem("conv2d", 2, (1, 128, 56, 56), (128, 4, 3, 3), stride=2, padding=1, groups=32, prepared=True)
+    assert choose(p, threads=2).algorithm == "direct_planar"  # 212 us, direct 636
     fields = {"stride": 4, "padding": 2, "direction": "grad_input", "prepared": True}
     p = conv_transpose_problem("conv_transpose2d", 2, (16, 64, 16, 16), (64, 32, 8, 8), **fields)
     assert choose(p, threads=2).algorithm == "direct_planar"  # 9.3 ms, Winograd 17; channels last 17.9 and 12.4
