@@ -254,17 +254,18 @@ def _block(f: Variant, c: Correlation, itemsize: int, total: int, strip: int, th
     channels = parts(f, c) * round_up(c.group_inputs, LINE_BYTES // itemsize)
     # Few tiles: each thread reads its part of U and transforms all tiles, rather than the other way round.
     k_parts = threads if total < threads * MAX_TILE_ROWS and k_blocks >= threads else 1
-    tiles, k_group = -(-L2_PRODUCTS // f.products), 1
+    most = tiles = -(-L2_PRODUCTS // f.products)
+    k_group = 1
     l2 = caches().l2
     if L2_PRODUCTS * channels * itemsize > min(L2_V_BYTES, l2 * 3 // 4):
         k_group = k_blocks
-        tiles = -(-L3_PRODUCTS // f.products)
+        most = tiles = -(-(L3_PRODUCTS if l2 >= SMALL_L2 else SMALL_L3_PRODUCTS) // f.products)
         if l2 < SMALL_L2:
-            tiles = -(-SMALL_L3_PRODUCTS // f.products)
             whole = (n for n in range(tiles, tiles * 3 // 4, -1) if total % n == 0 and n % strip == 0)
             tiles = next(whole, tiles)
-        tiles = max(1, min(tiles, V_BYTES // (f.products * channels * itemsize)))
-    k_group = max(1, min(k_group, M_BYTES // (f.products * (tiles + MAX_TILE_ROWS) * MAX_COLUMN_BYTES)))
+        most, tiles = (max(1, min(n, V_BYTES // (f.products * channels * itemsize))) for n in (most, tiles))
+    # by ``most``, not by ``tiles``: weights packed for a batch serve pieces of it
+    k_group = max(1, min(k_group, M_BYTES // (f.products * (most + MAX_TILE_ROWS) * MAX_COLUMN_BYTES)))
     return tiles, k_group, k_parts
 
 

@@ -485,3 +485,20 @@ def test_the_stated_workspace_suffices_on_every_cpu(variant):
             p = conv_problem("conv", len(kernel), (1, c, *size), (k, c, *kernel), **pads)
             uses |= hold(variant, p, itemsize, threads)
     assert uses == ({False, True} if variant.stride == 1 else {False})
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_weights_packed_for_a_batch_serve_pieces_of_it(variant, monkeypatch):
+    """The order of U depends on channels alone, also where blocks follow the rows of an image (small L2 caches)."""
+    kernel = variant.kernel if variant.kernel[0] > 1 else variant.kernel[1:]
+    small = winograd_blocking.caches()._replace(l2=512 << 10)
+    monkeypatch.setattr(winograd_blocking, "caches", lambda: small)
+    winograd_blocking.plan.cache_clear()
+    orders = set()
+    for n, size in product((1, 2, 5), (14, 28, 31)):
+        shapes = (n, 256, *(size,) * len(kernel)), (2560, 256, *kernel)
+        p = conv_problem("conv", len(kernel), *shapes, stride=variant.stride)
+        cut = winograd_blocking.plan(variant, correlation(p.geometry), 4, 2)
+        orders.add((cut.u_group, cut.k_blocks, cut.width, cut.packed))
+    winograd_blocking.plan.cache_clear()
+    assert len(orders) == 1
