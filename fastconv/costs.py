@@ -159,7 +159,7 @@ PANEL_BYTES = 160 << 10  # of pointwise's
 PANEL = 48  # pixels of a full tile of planar's
 LAID_BETWEEN = 1.1  # what planar's products take with their sums laid between those of other phases
 STRIDED_TAPS = 6  # times that taps of a stride's phases, gathered one by one, take of those that are neighbours
-FEW_TILES = 32  # of Winograd's groups with few outputs
+FEW_TILES = 32  # of a block of Winograd's groups with few outputs: kernels/cpu/winograd_blocking.py
 L2_BYTES = 1.5e6  # of weights that stay in the cache from one block to the next
 
 Work = dict[str, float]

@@ -116,7 +116,7 @@ class Layout(NamedTuple):
 FIELDS = len(Layout._fields)
 
 
-def _padded(source: np.ndarray, size: int) -> np.ndarray:
+def extended(source: np.ndarray, size: int) -> np.ndarray:
     """A source table, cut or extended with zeros (-1) to ``size`` positions: the last tile reaches beyond it."""
     out = np.full(size, -1, np.int64)
     out[: min(size, source.size)] = source[:size]
@@ -160,7 +160,7 @@ def _rows_of_tiles(f: Variant, height: Axis) -> tuple[np.ndarray, np.ndarray]:
     for phase in range(min(d, height.out)):
         outputs = -(-(height.out - phase) // d)
         tiles = -(-outputs // m)
-        sources.append(_padded(height.source[phase::d], s * (tiles * m + f.rows[1] - 1)))
+        sources.append(extended(height.source[phase::d], s * (tiles * m + f.rows[1] - 1)))
         rows += [(i, begin + i * s * m, phase + i * m * d, min(m, outputs - i * m)) for i in range(tiles)]
         begin += sources[-1].size
     rows.sort()
@@ -186,7 +186,7 @@ def fixed(
     stride_h, stride_w = f.strides
     g = p.grid
     overlap = stride_w * (f.columns[1] - 1) * g.dilation_w
-    segments, segment_count = progressions(_padded(width.source, stride_w * g.cell_columns * g.cell_w + overlap))
+    segments, segment_count = progressions(extended(width.source, stride_w * g.cell_columns * g.cell_w + overlap))
     numbers = (
         p.thread_bytes, *p.scratch[:7],
         g.planes, address(planes), 2 + max(1, deep.kernel),

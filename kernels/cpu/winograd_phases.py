@@ -9,12 +9,13 @@ channels without a stride, whose kernel has every s-th tap of the other, ceil(k 
                               └─────────┘                      └───┘         └───┘
 
 Planes and taps are copied so and left to ``winograd``: F(4x4) of three taps an axis needs a quarter of direct's
-multiplications. Padding, of any mode, becomes part of the planes. Some images at a time, so that they stay in cache.
+multiplications. Padding, of any mode, becomes part of the planes. Some images at a time; how many was not varied.
 
 For first layers of networks: 3 channels under 11x11 taps at stride 4 become 48 under 3x3, 1.4 to 1.8 times as fast as
 ``direct_planar``. Kernels of 3, 4 and 5 taps at stride 2 have variants of ``winograd`` that need no copy and leave out
-products that are zero. Tried: 2x2 taps a phase (8x8 at stride 4, 4 to 32 channels of 84x84: 0.5 to 0.9 of direct's
-speed; 7x7 at stride 4, 3 to 64 channels of 224x224: 0.8 to 1.2), 4x4 taps (7x7 at stride 2: 12 channels are too few).
+products that are zero. Tried: 2x2 taps a phase (8x8 at stride 4, 4 to 32 channels of 84x84: 0.5 to 0.9 of planar's
+speed, channels last 0.8 to 1.6; 7x7 at stride 4, 3 to 64 channels of 224x224: 0.8 to 1.25), 4x4 taps (7x7 at stride 2:
+12 channels are too few).
 
 Non-finite inputs: as ``winograd``; and a window also sees the input under taps that are zero, up to s - 1 beyond k.
 """
@@ -31,13 +32,14 @@ import numpy as np
 from ..geometry import ConvGeometry, phases_as_channels
 from . import winograd, winograd_blocking
 from .arrays import KIND, Workspace, address, aligned, aligned_empty
-from .blocking import Axis, correlation, progressions
 from .blocking import aligned as whole_lines
+from .blocking import correlation, progressions
 from .bound import Bound
 from .compile import jit
 from .gemm import copy_strided, zero
 from .phases import EntryPoints
 from .simd import load, pointer, shift, store, unpack
+from .winograd_layout import extended
 
 IMAGE_BYTES = 8 << 20
 """Of planes at a time: they are read from L3 at the latest."""
@@ -138,13 +140,6 @@ def tap_range(t, threads, table, chunk, kind):
 TAPS = len(Taps._fields)
 
 
-def _extended(axis: Axis, positions: int) -> np.ndarray:
-    """The axis' source table with so many positions: a last phase may end before or beyond it."""
-    out = np.full(positions, -1, np.int64)
-    out[: min(positions, axis.source.size)] = axis.source[:positions]
-    return out
-
-
 def _images(inner: ConvGeometry, itemsize: int) -> int:
     """Images whose planes are made at a time: a divisor of the batch."""
     image = inner.in_channels * inner.input_size[0] * inner.input_size[1] * itemsize
@@ -159,8 +154,8 @@ def _bind_planes(
     inner = phases_as_channels(geometry)
     _, height, width = correlation(geometry).axes
     (stride_h, stride_w), (rows, columns) = geometry.stride, inner.input_size
-    source_h = _extended(height, rows * stride_h)
-    segments, count = progressions(_extended(width, columns * stride_w))
+    source_h = extended(height.source, rows * stride_h)
+    segments, count = progressions(extended(width.source, columns * stride_w))
     x_n, x_c, x_h, x_w = (stride // dtype.itemsize for stride in strides)
     fields = Planes(
         0, 0, x_n, x_c, x_h, x_w, images, geometry.in_channels, stride_h, stride_w, rows, columns,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastconv.kernels import reference
-from fastconv.kernels.cpu import winograd, winograd_blocking, winograd_layout, winograd_phases
+from fastconv.kernels.cpu import winograd, winograd_blocking, winograd_layout
 from fastconv.kernels.cpu.amx import AMX
 from fastconv.kernels.cpu.blocking import correlation
 from fastconv.kernels.cpu.bound import bind
@@ -21,8 +21,9 @@ from fastconv.testing.referee import neighbourhood
 from tests.guard import guarded
 from tests.support import device
 
-PHASES = "_phases"  # of a stride, as channels: rows with tests of their own
-WINOGRAD = [r for r in ROWS if r.family == "winograd" and not r.algorithm.endswith(PHASES)]
+WINOGRAD = [
+    r for r in ROWS if r.family == "winograd" and not r.algorithm.endswith("_phases")
+]  # test_winograd_phases.py
 FORWARD = [r for r in WINOGRAD if r.direction == "forward"]
 F4X4 = [r for r in FORWARD if r.algorithm.startswith("winograd_f4x4_3x3")]
 BY_NAME = {v.name: v for v in VARIANTS}
@@ -242,40 +243,6 @@ def test_transposed_strides(row):
         check_row(row, replace(p, geometry=cut), rng=np.random.default_rng(0), threads=3, empty=guarded)
     p = conv_problem("conv", rank, (1, 4, *(15, 27)[-rank:]), (4, 4, *(6,) * rank), stride=5, direction="grad_input")
     assert "at stride" in row.refuses(p)
-
-
-BY_PHASES = {
-    (11, 4): {"padding": 2},
-    (9, (3, 4)): {"padding": 4, "padding_mode": "reflect", "layout": "channels_last", "n": 3, "k": 33},
-    ((7, 3), (3, 1)): {"padding": 1, "groups": 2, "c": 6, "k": 38, "bias_shape": (38,), "activation": "relu"},
-    (5, 2): {"padding": ((9, 0), (0, 2)), "n": 2, "residual_shape": True, "activation": "silu"},
-    ((12, 6), (4, 2)): {"padding": 1, "padding_mode": "circular", "size": (40, 9)},
-}
-
-
-@pytest.mark.parametrize("shape", BY_PHASES, ids=str)
-def test_phases_as_channels(shape, monkeypatch):
-    (row,) = (r for r in ROWS if r.algorithm.endswith(PHASES))
-    kernel, stride = ((v, v) if isinstance(v, int) else v for v in shape)
-    fields = {"n": 1, "c": 3, "k": 20, "size": (37, 45), **BY_PHASES[shape]}
-    n, c, k, size = (fields.pop(name) for name in ("n", "c", "k", "size"))
-    weights = (k, c // fields.get("groups", 1), *kernel)
-    for images in (winograd_phases.IMAGE_BYTES, 1):
-        monkeypatch.setattr(winograd_phases, "IMAGE_BYTES", images)
-        for dtype in ("float32", "float64"):
-            p = conv_problem("conv", 2, (n, c, *size), weights, stride=stride, dtype=dtype, **fields)
-            check_row(row, p, rng=np.random.default_rng(0), threads=3, empty=guarded)
-            check_row(row, p, rng=np.random.default_rng(1), integers=True)
-
-
-def test_what_phases_do_not_compute():
-    (row,) = (r for r in ROWS if r.algorithm.endswith(PHASES))
-    shapes = (1, 3, 40, 40), (8, 3, 11, 11)
-    assert row.refuses(conv_problem("conv", 2, *shapes, stride=4)) is None
-    assert "taps of a kernel a phase" in row.refuses(conv_problem("conv", 2, *shapes, stride=2))
-    assert "taps of a kernel a phase" in row.refuses(conv_problem("conv", 2, (1, 3, 9, 9), (8, 3, 3, 3)))
-    assert "dilation 1" in row.refuses(conv_problem("conv", 2, *shapes, stride=4, dilation=2))
-    assert "two dimensions" in row.refuses(conv_problem("conv", 1, (1, 3, 40), (8, 3, 11), stride=4))
 
 
 DILATED = {

@@ -164,10 +164,7 @@ def conv_transpose(
     )
     # What is added at the end is less of the padding there, as long as there is any.
     both = tuple(n for p, e in zip(pads, extra, strict=True) for n in (p, max(p - e, 0)))
-    x: torch.Tensor = convolutions.conv_input(
-        weight, dy, bias, size, strides, both, dilations,
-        groups, "zeros",
-    )  # fmt: skip
+    x: torch.Tensor = convolutions.conv_input(weight, dy, bias, size, strides, both, dilations, groups, "zeros")
     if key is not None and batched:
         last = is_channels_last(dy)
         tensors = dy, weight, bias
